@@ -1,0 +1,124 @@
+"""What every engine promises, and the values that pass through it.
+
+Not here: how tokens are computed (`pytorch.py`, `gguf/`), how prompts are written (`prompts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from llava_cli.conversation import Conversation
+from llava_cli.models.files import ModelFiles
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the default is greedy."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer, beside the prompt format's own; never part of the answer."""
+    top_logprobs: int = 0
+    """How many candidates of the first token to report."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate of the first token."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What became of one picture."""
+
+    source: str
+    width: int
+    """Pixels of the upright picture."""
+    height: int
+    tokens: int
+    """Positions it takes in the language model's context."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and seconds of one answer."""
+
+    prompt_tokens: int = 0
+    """Text tokens of the prompt, without image positions."""
+    image_tokens: int = 0
+    completion_tokens: int = 0
+    load_s: float = 0.0
+    image_s: float = 0.0
+    """Decoding, preparing and encoding the pictures."""
+    prefill_s: float = 0.0
+    ttft_s: float = 0.0
+    """From the call of generate to the first token."""
+    decode_s: float = 0.0
+    cache_image: Literal["hit", "miss", "off"] = "off"
+    prefix_tokens_reused: int = 0
+    images: tuple[ImageInfo, ...] = field(default=())
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoding speed; 0 where nothing was decoded."""
+        return self.completion_tokens / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of an answer: whole UTF-8 characters, possibly none.
+
+    The last one of a stream carries `finish_reason` and `stats`; the first one carries
+    `candidates` when `Sampling.top_logprobs` asks for them.
+    """
+
+    text: str
+    id: int | None = None
+    """None for the closing token of a stream, which carries only what was held back."""
+    candidates: tuple[Candidate, ...] = ()
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+
+
+class Engine(Protocol):
+    """A loaded model that answers conversations."""
+
+    name: str
+    """`gguf` or `torch`."""
+    device: str
+    files: ModelFiles
+    prompt_format: str
+
+    def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
+        """Stream the answer to the last user turn; a last assistant turn is continued (prefill)."""
+        ...
+
+    def generate_batch(
+        self, conversations: Sequence[Conversation], sampling: Sampling
+    ) -> Iterator[tuple[int, Token]]:
+        """Answer many conversations; tokens come tagged with the conversation's index."""
+        ...
+
+    def prompt_ids(self, conversation: Conversation) -> list[int | str]:
+        """Token ids of the prompt with the string "image" at each image slot (for parity checks)."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
