@@ -1,0 +1,1 @@
+"""Checkpoints in, GGUF or llava-hf folders out."""

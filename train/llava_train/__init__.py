@@ -1,0 +1,1 @@
+"""Recipes, data and the training loop; and the synthetic world of drawn shapes."""
