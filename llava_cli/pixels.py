@@ -2,7 +2,8 @@
 
 `prepare` cuts, pads or stretches an upright RGB picture to the tower's square and resizes it,
 equal to transformers' image processors bit for bit; `normalise` makes the float values that a
-tower reads. The numbers come from the model's own files (`PixelConfig.from_preprocessor`, `.from_metadata`).
+tower reads. The numbers come from the model's own files (`PixelConfig.from_preprocessor`,
+`PixelConfig.from_metadata`).
 
 Not here: opening files, orientation, transparency (`images.py`), and LLaVA-1.6's tiles.
 Needs Pillow and numpy only, and imports Pillow where it is used.
