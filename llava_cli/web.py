@@ -1,0 +1,143 @@
+"""The bytes behind an http(s) URL, bounded in size, time and redirects.
+
+Standard library only; knows nothing about pictures beyond the words of its messages.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import IO
+
+from llava_cli import __version__
+from llava_cli.errors import ImageError, LlavaError
+
+SILENCE_S = 10.0
+"""Longest wait for a server that says nothing."""
+TOTAL_S = 60.0
+"""Longest time for one picture, redirects included."""
+MAX_REDIRECTS = 5
+_CHUNK = 64 * 1024
+_HINT = "check the address and the connection, or download the picture and give its path"
+
+
+def fetch(url: str, max_bytes: int) -> bytes:
+    """Download one URL; ImageError with a remedy for everything that can go wrong."""
+    outcome: list[bytes | LlavaError] = []
+
+    def work() -> None:
+        try:
+            outcome.append(_download(url, max_bytes, time.monotonic() + TOTAL_S))
+        except LlavaError as error:
+            outcome.append(error)
+
+    # A thread, because neither name resolution nor a server that drips header bytes can be given
+    # a total time otherwise.
+    thread = threading.Thread(target=work, daemon=True, name="fetch")
+    thread.start()
+    thread.join(TOTAL_S)
+    if not outcome:
+        raise _too_slow(url)
+    result = outcome[0]
+    if isinstance(result, LlavaError):
+        raise result
+    return result
+
+
+def _download(url: str, max_bytes: int, deadline: float) -> bytes:
+    opener = urllib.request.build_opener(
+        _Redirects(), urllib.request.HTTPSHandler(context=_tls_context())
+    )
+    try:
+        request = urllib.request.Request(
+            _ascii_url(url),
+            headers={"User-Agent": f"llava/{__version__}", "Accept": "image/*,*/*;q=0.5"},
+        )
+        with opener.open(request, timeout=SILENCE_S) as response:
+            return _read(response, url, max_bytes, deadline)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ImageError(
+                f"{url}: the server answered {error.code} {error.reason}".rstrip(), _HINT
+            ) from error
+    except TimeoutError as error:
+        raise _too_slow(url) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise _too_slow(url) from error
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        raise ImageError(f"{url}: cannot be reached: {reason}", _HINT) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{url}: cannot be fetched: {reason}", _HINT) from error
+
+
+def _read(response: http.client.HTTPResponse, url: str, max_bytes: int, deadline: float) -> bytes:
+    """The body, in pieces, so that neither a large nor a slow one runs away."""
+    kind = response.headers.get_content_type()
+    if kind == "text/html":
+        raise ImageError(
+            f"{url}: is a web page (HTML), not a picture",
+            "give the address of the picture itself, not of the page that shows it",
+        )
+    data = bytearray()
+    while chunk := response.read1(_CHUNK):
+        data += chunk
+        if len(data) > max_bytes:
+            limit = max_bytes // 1024 // 1024
+            raise ImageError(f"{url}: is larger than {limit} MiB", "give a smaller picture")
+        if time.monotonic() > deadline:
+            raise _too_slow(url)
+    announced = response.headers.get("Content-Length", "")
+    if announced.isdigit() and len(data) < int(announced):
+        raise ImageError(f"{url}: the connection broke off before the end", "try again")
+    return bytes(data)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows few redirects, and only to http(s)."""
+
+    max_redirections = MAX_REDIRECTS
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not re.match(r"https?://", newurl, re.IGNORECASE):
+            raise ImageError(f"{req.full_url}: redirects to {newurl}, which is not read", _HINT)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _tls_context() -> ssl.SSLContext:
+    """The system's certificates, and certifi's where it is installed (Python on macOS has none)."""
+    context = ssl.create_default_context()
+    try:
+        import certifi
+    except ImportError:
+        return context
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def _ascii_url(url: str) -> str:
+    """The same URL as HTTP can carry it: host in IDNA, the rest percent-encoded."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode("ascii")
+    path = urllib.parse.quote(parts.path, safe="/%:@!$&'()*+,;=~")
+    query = urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~?[]|")
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
+
+
+def _too_slow(url: str) -> ImageError:
+    return ImageError(f"{url}: the server does not answer in time", _HINT)
