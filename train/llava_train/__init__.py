@@ -1,1 +1,4 @@
-"""Recipes, data and the training loop; and the synthetic world of drawn shapes."""
+"""Training of LLaVA models: recipes, data, labels, the step loop, checkpoints and export.
+
+Importing this package imports no torch; its modules do.
+"""
