@@ -31,9 +31,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3
 """Pillow's number of the filter, which is also what preprocessor_config.json stores."""
 
-_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-_WHOLE_CANVAS_PIXELS = 48_000_000
-"""Up to here a padded or enlarged picture is built whole; beyond, only the part that is seen."""
+BILINEAR = 2
+_STRIP_PIXELS = 24_000_000
+"""How much of a padded or enlarged picture is built at once."""
+_NARROW = 64
+"""Pictures this many times taller than wide are padded by our own arithmetic, not Pillow's."""
 _PRECISION_BITS = 22
 """Pillow resizes 8-bit pictures with fixed-point weights of this many fractional bits."""
 
@@ -78,7 +80,7 @@ class PixelConfig:
             std = _triple(settings.get("image_std", CLIP_STD), "image_std")
         aspect, size = _shape(settings)
         resample = settings.get("resample", BICUBIC)
-        if resample not in _FILTERS:
+        if resample not in (BILINEAR, BICUBIC):
             raise ModelInvalid(f"unknown resample {resample!r} in the preprocessor settings")
         return cls(size, mean, std, aspect, _mean_color(mean), int(resample))
 
@@ -97,7 +99,7 @@ class PixelConfig:
         if len(color) != 3 or not all(0 <= c <= 255 for c in color):
             raise ModelInvalid(f"bad llava.image_pad_color {color!r} in the mmproj file")
         resample = int(metadata.get("llava.image_resample", BICUBIC))
-        if resample not in _FILTERS:
+        if resample not in (BILINEAR, BICUBIC):
             raise ModelInvalid(f"unknown llava.image_resample {resample!r} in the mmproj file")
         return cls(size, mean, std, cast(Aspect, aspect), (color[0], color[1], color[2]), resample)
 
@@ -138,95 +140,128 @@ def normalise(pixels: Pixels, config: PixelConfig) -> npt.NDArray[np.float32]:
 
 
 def _pad(image: PILImage, config: PixelConfig) -> Pixels:
-    """Centred on a square of `pad_color`, then resized."""
+    """Centred on a square of `pad_color`, then resized, without ever building the whole square.
+
+    Pillow resizes rows first and columns second, and a resized row of one colour is that colour:
+    so a wide picture's rows are resized before the padding is put above and below them.
+    """
     from PIL import Image as PIL
 
     width, height = image.size
-    side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
-    if width == height or side * side <= _WHOLE_CANVAS_PIXELS or config.resample != BICUBIC:
-        canvas = image
-        if width != height:
-            canvas = PIL.new("RGB", (side, side), config.pad_color)
-            canvas.paste(image, (left, top))
-        return _array(canvas.resize((config.size, config.size), _filter(config.resample)))
-    color = np.array(config.pad_color, np.float64)
-    rows = _bicubic_pass(_array(image), 1, side, config.size, offset=left, color=color)
-    return _bicubic_pass(rows, 0, side, config.size, offset=top, color=color)
+    side, size = max(width, height), config.size
+    if width >= height:
+        rows = image.resize((size, height), _filter(config.resample))
+    else:
+        rows = _padded_rows(image, config)
+    canvas = PIL.new("RGB", (size, side), config.pad_color)
+    canvas.paste(rows, (0, (side - height) // 2))
+    return _array(canvas.resize((size, size), _filter(config.resample)))
+
+
+def _padded_rows(image: PILImage, config: PixelConfig) -> PILImage:
+    """A tall picture's rows, padded left and right to its height, resized to (size, height)."""
+    from PIL import Image as PIL
+
+    width, height = image.size
+    left = (height - width) // 2
+    if width * _NARROW <= height:
+        weights = _weights(height, config.size, (0, config.size), (left, left + width), config)
+        pixels = _one_pass(_array(image).transpose(1, 0, 2), weights, config.pad_color)
+        return PIL.fromarray(np.ascontiguousarray(pixels.transpose(1, 0, 2)))
+    rows = PIL.new("RGB", (config.size, height))
+    step = max(1, _STRIP_PIXELS // height)
+    for top in range(0, height, step):
+        strip = image.crop((0, top, width, min(top + step, height)))
+        padded = PIL.new("RGB", (height, strip.height), config.pad_color)
+        padded.paste(strip, (left, 0))
+        rows.paste(padded.resize((config.size, strip.height), _filter(config.resample)), (0, top))
+    return rows
 
 
 def _crop(image: PILImage, config: PixelConfig) -> Pixels:
-    """Short edge resized to `size`, then the centre cut out."""
+    """Short edge resized to `size`, then the centre cut out; only that centre is ever resized."""
     width, height = image.size
-    size, short = config.size, min(width, height)
-    long = int(size * max(width, height) / short)
-    wide, high = (long, size) if width > height else (size, long)
-    left, top = (wide - size) // 2, (high - size) // 2
-    if wide * high <= _WHOLE_CANVAS_PIXELS or config.resample != BICUBIC:
-        resized = image.resize((wide, high), _filter(config.resample))
-        return _array(resized.crop((left, top, left + size, top + size)))
-    rows = _bicubic_pass(_array(image), 1, width, wide, window=(left, left + size))
-    return _bicubic_pass(rows, 0, height, high, window=(top, top + size))
-
-
-def _bicubic_pass(
-    pixels: Pixels,
-    axis: int,
-    n_in: int,
-    n_out: int,
-    *,
-    window: tuple[int, int] | None = None,
-    offset: int = 0,
-    color: npt.NDArray[np.float64] | None = None,
-) -> Pixels:
-    """One pass of Pillow's bicubic resize along `axis`, only for the outputs in `window`.
-
-    `pixels` stands at `offset` of an axis of `n_in` places that is `color` elsewhere. Equal to
-    Pillow's fixed-point arithmetic bit for bit; all sums are integers below 2**53, so float64 is
-    exact. This is what lets a picture of 20000 x 3 pixels be padded or cropped in a few megabytes.
-    """
-    lo, hi = window or (0, n_out)
-    length = pixels.shape[axis]
-    weights = _bicubic_weights(n_in, n_out, lo, hi, offset, offset + length)  # (O, L), (O,)
-    moved = np.moveaxis(pixels, axis, 0)  # (L, M, 3)
-    sums = np.tensordot(weights.inside, moved.astype(np.float64), axes=1)  # (O, M, 3)
-    if color is not None:
-        sums += weights.outside[:, None, None] * color
-    rounded = np.floor((sums + 2.0 ** (_PRECISION_BITS - 1)) / 2.0**_PRECISION_BITS)
-    return np.ascontiguousarray(np.moveaxis(rounded.clip(0, 255).astype(np.uint8), 0, axis))
+    size, method = config.size, _filter(config.resample)
+    long = int(size * max(width, height) / min(width, height))
+    start = (long - size) // 2
+    if width > height:
+        rows = image.resize((long, height), method).crop((start, 0, start + size, height))
+        return _array(rows.resize((size, size), method))
+    columns = image.resize((size, height), method)
+    if size * long <= _STRIP_PIXELS:
+        return _array(columns.resize((size, long), method).crop((0, start, size, start + size)))
+    weights = _weights(height, long, (start, start + size), (0, height), config)
+    return _one_pass(_array(columns), weights, config.pad_color)
 
 
 @dataclass(frozen=True)
 class _Weights:
+    """Pillow's fixed-point weights of some outputs along one axis; all are whole numbers."""
+
+    first: int
+    """The first place of the picture that any of the outputs sees."""
     inside: npt.NDArray[np.float64]
-    """(outputs, places of the picture), whole numbers."""
+    """(outputs, places of the picture from `first` on)."""
     outside: npt.NDArray[np.float64]
-    """(outputs,): the summed weights of all other places."""
+    """(outputs,): the summed weights of all places beside the picture."""
 
 
-def _bicubic_weights(n_in: int, n_out: int, lo: int, hi: int, start: int, stop: int) -> _Weights:
-    """Pillow's fixed-point bicubic weights of outputs lo..hi for the places start..stop."""
+def _weights(
+    n_in: int, n_out: int, window: tuple[int, int], picture: tuple[int, int], config: PixelConfig
+) -> _Weights:
+    """Weights that resize `n_in` places to `n_out`, for the outputs in `window`.
+
+    The picture takes the places in `picture`; all others hold one colour.
+    """
     scale = n_in / n_out
     stretch = max(scale, 1.0)
-    support = 2.0 * stretch
-    inside = np.zeros((hi - lo, stop - start))
-    outside = np.zeros(hi - lo)
-    for row, out in enumerate(range(lo, hi)):
+    support = (2.0 if config.resample == BICUBIC else 1.0) * stretch
+    rows = []
+    for out in range(*window):
         centre = (out + 0.5) * scale
         first = max(int(centre - support + 0.5), 0)
-        last = min(int(centre + support + 0.5), n_in)
-        place = np.arange(first, last)
+        place = np.arange(first, min(int(centre + support + 0.5), n_in))
         x = np.abs((place - centre + 0.5) * (1.0 / stretch))
-        near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
-        far = (((x - 5) * x + 8) * x - 4) * -0.5
-        weight = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+        weight = _bicubic(x) if config.resample == BICUBIC else np.maximum(1.0 - x, 0.0)
         total = float(np.add.accumulate(weight)[-1])  # summed in order, as the C loop does
         weight = weight * (1.0 / total) if total else weight
         fixed = np.trunc(weight * 2.0**_PRECISION_BITS + np.where(weight < 0, -0.5, 0.5))
-        seen = (place >= start) & (place < stop)
-        inside[row, place[seen] - start] = fixed[seen]
+        rows.append((place, fixed))
+    lo = max(picture[0], int(rows[0][0][0]))
+    hi = max(min(picture[1], int(rows[-1][0][-1]) + 1), lo)
+    inside, outside = np.zeros((len(rows), hi - lo)), np.zeros(len(rows))
+    for row, (place, fixed) in enumerate(rows):
+        seen = (place >= lo) & (place < hi)
+        inside[row, place[seen] - lo] = fixed[seen]
         outside[row] = fixed[~seen].sum()
-    return _Weights(inside, outside)
+    return _Weights(lo - picture[0], inside, outside)
+
+
+def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keys' kernel with a = -0.5, in the order of operations that Pillow has."""
+    near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _one_pass(pixels: Pixels, weights: _Weights, color: tuple[int, int, int]) -> Pixels:
+    """One pass of Pillow's resize along the first axis: (L, M, 3) -> (outputs, M, 3).
+
+    Equal to Pillow bit for bit: all sums are whole numbers below 2**53, so float64 is exact. It
+    sees only what it needs, which lets a picture of 3 x 20000 pixels pass in a few megabytes.
+    """
+    length = weights.inside.shape[1]
+    seen = pixels[weights.first : weights.first + length]
+    beside = weights.outside[:, None, None] * np.array(color, np.float64)  # (O, 1, 3)
+    step = max(1, _STRIP_PIXELS // (64 * max(length, len(weights.outside))))
+    parts = []
+    for start in range(0, pixels.shape[1], step):
+        values = seen[:, start : start + step].astype(np.float64)
+        sums = np.tensordot(weights.inside, values, axes=1)
+        sums += beside + 2.0 ** (_PRECISION_BITS - 1)
+        sums *= 2.0**-_PRECISION_BITS
+        parts.append(np.clip(np.floor(sums, out=sums), 0, 255, out=sums).astype(np.uint8))
+    return np.concatenate(parts, axis=1)
 
 
 def _array(image: PILImage) -> Pixels:
