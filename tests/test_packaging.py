@@ -193,7 +193,7 @@ def test_import_rule_catches_a_planted_violation(tmp_path: Path, module: str, li
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / module).open("a", encoding="utf-8") as stream:
         stream.write(f"\n{line}\n")
-    lint = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    lint = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(lint, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
     assert "BROKEN" in done.stdout
