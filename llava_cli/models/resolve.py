@@ -1,0 +1,130 @@
+"""A model reference -> `ModelFiles`: the bundled model, a folder, a .gguf file, a Hub id.
+
+The one place where a reference is understood. Every failure is a `ModelNotFound` or `ModelInvalid`
+that says what was tried and what to do, and happens before any engine is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from llava_cli.errors import ModelInvalid, ModelNotFound
+from llava_cli.models.files import ModelFiles
+from llava_cli.models.folders import is_hf_folder, resolve_hf
+from llava_cli.models.gguf_files import resolve_gguf, resolve_gguf_folder
+
+BUNDLED = "llava-demo"
+"""Name of the model that comes with the package."""
+_BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "demo"
+_HUB_ID = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s:@]+))?(?::(?P<quant>[\w.-]+))?"
+)
+
+
+def resolve(
+    reference: str | None,
+    *,
+    mmproj: str | None = None,
+    engine: str = "auto",
+    offline: bool = False,
+    revision: str | None = None,
+) -> ModelFiles:
+    """Find the files of a model; None is the bundled one.
+
+    `engine` (`auto`, `gguf`, `torch`) matters where a reference has files for both.
+    """
+    projector = Path(mmproj).expanduser() if mmproj else None
+    if reference is None:
+        return _checked_engine(_bundled(engine, projector), engine)
+    path = Path(reference).expanduser()
+    if _is_there(path):
+        files = _local(path, reference, projector, engine)
+    elif _is_pathlike(reference):
+        raise ModelNotFound(
+            f"no such model file or folder: {reference}",
+            "check the path; without -m the bundled model answers",
+        )
+    elif match := _HUB_ID.fullmatch(reference):
+        from llava_cli.models.hub import fetch
+
+        found = fetch(
+            match["repo"], match["revision"] or revision, match["quant"], engine, offline=offline
+        )
+        files = _local(found.path, reference, projector or found.mmproj, engine)
+    else:
+        raise ModelNotFound(
+            f"unknown model {reference!r}: no such file, folder or Hub id (org/name)",
+            "check the name; without -m the bundled model answers",
+        )
+    return _checked_engine(files, engine)
+
+
+def _local(path: Path, reference: str, mmproj: Path | None, engine: str) -> ModelFiles:
+    """A file or folder on this disk."""
+    if path.is_file():
+        return resolve_gguf(path, mmproj, reference)
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise ModelInvalid(f"cannot read the folder {path}", "check its permissions")
+    run = path / "model"
+    if not is_hf_folder(path) and is_hf_folder(run):
+        path = run
+    if is_hf_folder(path) and engine != "gguf" and mmproj is None:
+        return resolve_hf(path, reference)
+    files = resolve_gguf_folder(path, mmproj, reference)
+    if files is not None:
+        return files
+    if is_hf_folder(path):
+        return resolve_hf(path, reference)
+    if (path / "adapter_config.json").is_file():
+        raise ModelInvalid(f"{path} is a LoRA adapter, not a model", "merge it into its base")
+    raise ModelInvalid(
+        f"{path} holds no model: neither config.json nor a text .gguf",
+        "give a llava-hf folder, a training run or a .gguf file",
+    )
+
+
+def _bundled(engine: str, mmproj: Path | None) -> ModelFiles:
+    """The package's own model."""
+    folder = _BUNDLED_FOLDER / "model"
+    if engine == "torch" and is_hf_folder(folder):
+        return resolve_hf(folder, BUNDLED, bundled=True)
+    texts = sorted(_BUNDLED_FOLDER.glob(f"{BUNDLED}-*.gguf"))
+    if engine != "torch" and texts:
+        return resolve_gguf(texts[0], mmproj, BUNDLED, bundled=True)
+    raise ModelNotFound(
+        "this installation of llava-cli has no bundled model",
+        "install it again, or name a model with -m",
+    )
+
+
+def _checked_engine(files: ModelFiles, engine: str) -> ModelFiles:
+    """The files suit the engine that was asked for."""
+    if engine == "torch" and files.format == "gguf":
+        raise ModelInvalid(
+            f"{files.reference} is a GGUF model, which the PyTorch engine cannot read",
+            "use --engine gguf, or give the model's llava-hf folder",
+        )
+    if engine == "gguf" and files.format == "hf":
+        raise ModelInvalid(
+            f"{files.reference} is a llava-hf folder, which the GGUF engine cannot read",
+            f"convert it: llava convert {files.reference} -o DIR; or use --engine torch",
+        )
+    return files
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, a NUL byte, no permission to look
+        return False
+
+
+def _is_pathlike(reference: str) -> bool:
+    """Meant as a path, though nothing is there."""
+    return (
+        reference.startswith(("/", "./", "../", "~", ".\\", "..\\"))
+        or reference.endswith((".gguf", "/"))
+        or reference.count("/") > 1
+    )
