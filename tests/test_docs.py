@@ -49,7 +49,9 @@ def commands(page: Path) -> Iterator[Command]:
     for kind, word, body in FENCE.findall(page.read_text(encoding="utf-8")):
         lines = re.sub(r"\\\n\s*", "", body).splitlines()
         if kind == "sh":
-            found = [(line, None) for line in lines if line.strip() and not line.startswith("#")]
+            found: list[tuple[str, str | None]] = [
+                (line, None) for line in lines if line.strip() and not line.startswith("#")
+            ]
         else:
             starts = [i for i, line in enumerate(lines) if line.startswith("$ ")] + [len(lines)]
             found = [
