@@ -154,7 +154,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _unit_range(values: NDArray[np.float64], full: float | None) -> NDArray[np.float64]:
-    """Bring values to 0..1 by the full scale; where no depth is declared, the smallest that fits."""
+    """Bring values to 0..1 by the full scale; with no depth declared, by the smallest that fits."""
     import numpy as np
 
     low, high = float(values.min()), float(values.max())

@@ -28,8 +28,9 @@ MAX_BYTES = 128 * 1024 * 1024
 """Largest encoded picture that is read, from wherever it comes."""
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .ppm .pgm .pbm .pnm"
-    " .ico .jp2 .j2k .mpo .heic .heif .hif .svg .tga .jxl .psd .raw .cr2 .nef .arw .dng".split()
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs"
+    " .ppm .pgm .pbm .pnm .ico .jp2 .j2k .mpo .heic .heif .hif .svg .tga .jxl .psd"
+    " .raw .cr2 .nef .arw .dng".split()
 )
 """What makes an argument look like a picture; whether it can be decoded, its bytes decide."""
 
@@ -125,7 +126,7 @@ class Image:
 
 
 def locate(text: str, background: str = "white") -> Image | None:
-    """The picture that `text` names, None if it is none; ImageError if it looks like one but is not.
+    """The picture that `text` names, or None; ImageError if it looks like one and cannot be read.
 
     A glob must match exactly one file here; `locate_all` takes any number.
     """

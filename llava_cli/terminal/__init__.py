@@ -1,0 +1,1 @@
+"""What a person sees: answers as they stream, notes, errors, JSON. Knows no models."""

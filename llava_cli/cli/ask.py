@@ -1,0 +1,158 @@
+"""`llava ask`: one question about pictures, answered by a local model."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llava_cli.cli.groups import Command
+from llava_cli.cli.options import common, model_options, sampling_from, sampling_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llava_cli.conversation import Conversation
+    from llava_cli.engines.base import Engine, Sampling
+    from llava_cli.images import Image
+
+EXAMPLES = (
+    ('llava ask photo.jpg "what is unusual here?"', "one picture"),
+    ('llava ask before.png after.png "what changed?"', "several pictures, one answer"),
+    ('llava ask "shots/*.png" "describe it" --each', "one JSON line a picture"),
+    ('curl -s URL | llava ask - "what is this?" --json', "from a pipe, as JSON"),
+    ("llava ask -i @clip -p - < question.txt", "clipboard, and a question from a file"),
+)
+
+
+@click.command("ask", cls=Command, examples=EXAMPLES)
+@click.argument("arguments", nargs=-1, metavar="[IMAGE]... PROMPT")
+@click.option(
+    "-i",
+    "--image",
+    "images",
+    multiple=True,
+    metavar="IMAGE",
+    help="A picture: file, pattern, http(s) URL, data: URL, - (stdin) or @clip; repeatable.",
+)
+@click.option("-p", "--prompt", metavar="TEXT", help="The question, where it could be mistaken.")
+@click.option("-s", "--system", metavar="TEXT", help="Replace the system message.")
+@click.option("--prefill", metavar="TEXT", help="Begin the answer with this text.")
+@click.option("--each", is_flag=True, help="One answer for each picture, as JSON Lines.")
+@click.option(
+    "--background",
+    default="white",
+    show_default=True,
+    metavar="COLOUR",
+    help="What transparent pixels are laid on.",
+)
+@click.option("--stats", is_flag=True, help="Counts and seconds on stderr.")
+@click.option(
+    "--markdown",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Render markdown; auto does so on a terminal.",
+)
+@sampling_options
+@model_options
+def ask(
+    arguments: tuple[str, ...],
+    images: tuple[str, ...],
+    prompt: str | None,
+    background: str,
+    **options: Any,
+) -> None:
+    """Ask a model about pictures.
+
+    An argument that names a picture is one; the one that is left is the question (- reads it from
+    standard input). Without a picture the model is asked in words alone.
+    """
+    from llava_cli.cli import models, question
+
+    sampling = sampling_from(options)
+    choice = models.ModelChoice.from_options(options)
+    asked = question.parse_question(arguments, images, prompt, _colour(background))
+    if options["each"] and not asked.images:
+        raise click.UsageError("--each needs at least one picture")
+    pictures = _checked(asked.images, keep=not options["each"])
+    groups = [(picture,) for picture in pictures] if options["each"] else [pictures]
+    conversations = [_conversation(asked.prompt, group, options) for group in groups]
+    with closing(models.load(choice, common())) as engine:
+        if options["each"]:
+            _print_each(engine, conversations, sampling, options)
+        else:
+            _print_one(engine, conversations[0], sampling, options)
+
+
+def _colour(name: str) -> str:
+    from llava_cli.decode import background_rgb
+
+    background_rgb(name)
+    return name
+
+
+def _checked(images: Sequence[Image], *, keep: bool) -> tuple[Image, ...]:
+    """Decode every picture before any model is loaded; `keep` holds on to the pixels."""
+    from llava_cli.errors import ImageError
+
+    checked = []
+    for image in images:
+        if image.kind == "url" and common().offline:
+            raise ImageError(
+                f"{image.source}: needs the network", "leave out --offline, or give a file"
+            )
+        loaded = image.loaded()
+        # Many pictures are decoded again when their turn comes: together they may not fit.
+        checked.append(loaded if keep or image.kind == "url" else image)
+    return tuple(checked)
+
+
+def _conversation(prompt: str, images: Sequence[Image], options: dict[str, Any]) -> Conversation:
+    from llava_cli.conversation import Conversation
+
+    conversation = Conversation()
+    if options["system"] is not None:
+        conversation = conversation.add("system", options["system"])
+    conversation = conversation.add("user", *images, prompt)
+    if options["prefill"]:
+        conversation = conversation.add("assistant", options["prefill"])
+    return conversation
+
+
+def _print_one(
+    engine: Engine, conversation: Conversation, sampling: Sampling, options: dict[str, Any]
+) -> None:
+    from llava_cli.cli import answering
+    from llava_cli.terminal.answers import answer_stream
+    from llava_cli.terminal.documents import write_document
+
+    as_json = common().json
+    out = None if as_json else answer_stream(sys.stdout, options["markdown"])
+    tokens = engine.generate(conversation, sampling)
+    answer = answering.stream_answer(tokens, out, options["prefill"] or "")
+    if as_json:
+        wanted = sampling.top_logprobs > 0
+        write_document(answering.document(answer, engine, top_logprobs=wanted))
+    elif sampling.top_logprobs:
+        answering.write_candidates(answer)
+    if options["stats"]:
+        answering.write_stats(answer, engine)
+
+
+def _print_each(
+    engine: Engine,
+    conversations: Sequence[Conversation],
+    sampling: Sampling,
+    options: dict[str, Any],
+) -> None:
+    from llava_cli.cli import answering
+    from llava_cli.terminal.documents import write_json_line
+
+    prefill = options["prefill"] or ""
+    for answer in answering.batch_answers(engine, conversations, sampling, prefill):
+        wanted = sampling.top_logprobs > 0
+        write_json_line(answering.document(answer, engine, top_logprobs=wanted))
+        if options["stats"]:
+            answering.write_stats(answer, engine)

@@ -1,0 +1,68 @@
+"""`llava data`: make data for training and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from llava_cli.cli.groups import Command, LazyGroup
+from llava_cli.cli.options import common
+
+
+@click.group(
+    "data",
+    cls=LazyGroup,
+    examples=(("llava data scenes -o scenes --n 1000 --seed 1", "1000 pictures and their data"),),
+)
+def data() -> None:
+    """Make data for training and tests."""
+
+
+@data.command(
+    "scenes",
+    cls=Command,
+    examples=(
+        ("llava data scenes -o scenes --n 1000 --seed 1", "pictures, captions, instructions"),
+        ("llava data scenes -o big --n 50 --seed 2 --size 512 --format jpg", "larger JPEGs"),
+    ),
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write to."
+)
+@click.option("--n", required=True, type=click.IntRange(min=1), help="How many pictures.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which world."
+)
+@click.option("--size", type=click.IntRange(min=32, max=4096), help="Pixels of the longer side.")
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["png", "jpg"]),
+    default="png",
+    show_default=True,
+    help="Of the pictures.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; changes nothing written.")
+def scenes(
+    out: Path,
+    n: int,
+    seed: int,
+    size: int | None,
+    image_format: Literal["png", "jpg"],
+    workers: int | None,
+) -> None:
+    """Draw pictures of coloured shapes and write what is in them as training data."""
+    import os
+
+    from llava_cli.terminal.documents import write_document
+    from llava_cli.terminal.streams import note
+    from llava_train.scene_files import write_scenes
+
+    chosen = workers or os.cpu_count() or 1
+    write_scenes(out, n=n, seed=seed, size=size, image_format=image_format, workers=chosen)
+    if common().json:
+        write_document({"out": str(out), "n": n, "seed": seed, "format": image_format})
+    elif not common().quiet:
+        note(f"{n} scenes written to {out}")
