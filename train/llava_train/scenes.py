@@ -140,13 +140,24 @@ def sample_scene(seed: int, index: int, size: int | None = None) -> tuple[Scene,
     """
     rng = np.random.default_rng([seed, index])
     width, height = _canvas(rng, size)
-    kinds = _sample_kinds(rng)
-    odd = odd_one(kinds)
-    cells = sorted(rng.choice(9, size=len(kinds), replace=False).tolist())
-    background = _pick(rng, list(BACKGROUNDS), p=[0.4, 0.12, 0.12, 0.12, 0.12, 0.12])
+    kinds, cells, background = _sample_content(rng)
     painter = _Painter(rng, width, height, background)
     objects = tuple(painter.add(kind, cell) for kind, cell in zip(kinds, cells, strict=True))
-    return Scene(width, height, background, objects, odd), painter.finish()
+    return Scene(width, height, background, objects, odd_one(kinds)), painter.finish()
+
+
+def sample_layout(rng: np.random.Generator) -> Scene:
+    """A scene in words only: its boxes are empty and no picture is drawn."""
+    kinds, cells, background = _sample_content(rng)
+    rows = [SceneObject(*kind, cell, (0, 0, 0, 0)) for kind, cell in zip(kinds, cells, strict=True)]
+    return Scene(0, 0, background, tuple(rows), odd_one(kinds))
+
+
+def _sample_content(rng: np.random.Generator) -> tuple[list[Kind], list[int], str]:
+    """What is in a picture, in which cells, on which background."""
+    kinds = _sample_kinds(rng)
+    cells = sorted(rng.choice(9, size=len(kinds), replace=False).tolist())
+    return kinds, cells, _pick(rng, list(BACKGROUNDS), p=[0.4, 0.12, 0.12, 0.12, 0.12, 0.12])
 
 
 def _pick(rng: np.random.Generator, values: Sequence[Any], p: Sequence[float] | None = None) -> Any:

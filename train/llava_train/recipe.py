@@ -1,0 +1,242 @@
+"""A recipe: every number that decides a training run, as one frozen value read from TOML.
+
+`load` takes the name of a shipped recipe or a file, `override` applies `--set key=value`. What a
+recipe does not say is where things lie (model, data, output): those are arguments of `loop.train`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from llava_cli.errors import UsageError
+from llava_cli.prompts import FORMATS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MODULES = ("vision_tower", "connector", "language_model")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "stage": ("stage1", "stage2"),
+    "prompt_format": tuple(FORMATS),
+    "connector": ("linear", "mlp2x_gelu"),
+    "select": ("default", "full"),
+    "aspect": ("pad", "crop", "stretch"),
+    "schedule": ("cosine", "linear", "constant"),
+    "precision": ("float32", "bfloat16"),
+    "frozen_dtype": ("float32", "bfloat16", "float16"),
+    "export_dtype": ("float32", "bfloat16", "float16"),
+    "grouping": ("none", "length", "modality"),
+}
+_FREE = frozenset({"name", "workers", "prefetch", "pixel_cache_mb", "save_every", "save_every_s",
+                   "keep", "export_dtype", "compile"})  # fmt: skip
+"""Fields that do not change what is learnt, so that a resumed run may change them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Lists of what is trained and how fast, in the order of the loop."""
+
+    name: str = ""
+    stage: str = "stage2"
+
+    # the model
+    prompt_format: str = "vicuna_v1"
+    connector: str = "mlp2x_gelu"
+    feature_layer: int = -2
+    """Which hidden state of the vision tower is read; -2 leaves the last layer out."""
+    select: str = "default"
+    """`default` drops the CLS position, `full` keeps it."""
+    aspect: str = "pad"
+    train_vision_tower: bool = False
+    train_connector: bool = True
+    train_language_model: bool = True
+
+    # the data
+    batch: int = 128
+    """Samples of one optimizer step, whatever the micro-batch is."""
+    micro_batch: int = 16
+    max_length: int = 2048
+    """Positions of a sample, image positions included; what is longer is cut at the end."""
+    epochs: float = 1.0
+    steps: int = 0
+    """Length of the run in steps; 0: by epochs."""
+    grouping: str = "length"
+    """none · length: batches of like length · modality: also either all with or all without
+    pictures."""
+    group_batches: int = 32
+    """Batches that are shuffled together before they are sorted by length."""
+    seed: int = 0
+
+    # the optimizer (AdamW)
+    lr: float = 2e-5
+    lr_vision_tower: float = 0.0
+    """0: `lr`; the same for the two below."""
+    lr_connector: float = 0.0
+    lr_language_model: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    """Share of the steps; the learning rate rises linearly."""
+    min_lr: float = 0.0
+    """Where the schedule ends, as a share of the learning rate."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: not clipped."""
+
+    # arithmetic
+    precision: str = "bfloat16"
+    """bfloat16: autocast over float32 weights."""
+    frozen_dtype: str = "float32"
+    """Of weights that are not trained."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile of the language model."""
+
+    # work around the loop
+    workers: int = 2
+    """Threads that decode pictures."""
+    prefetch: int = 4
+    """Batches decoded ahead."""
+    pixel_cache_mb: int = 0
+    """Memory for prepared pictures, so that later epochs decode less."""
+    save_every: int = 500
+    """Steps between checkpoints; 0: never by steps."""
+    save_every_s: float = 0.0
+    """Seconds between checkpoints; 0: never by time."""
+    keep: int = 2
+    """Checkpoints kept."""
+    export_dtype: str = "float32"
+
+    def trains(self, module: str) -> bool:
+        """Whether `vision_tower`, `connector` or `language_model` is trained."""
+        return bool(getattr(self, f"train_{module}"))
+
+    def lr_of(self, module: str) -> float:
+        """The learning rate of a module."""
+        return float(getattr(self, f"lr_{module}") or self.lr)
+
+    def fingerprint(self) -> str:
+        """Digest of every field that decides what is learnt."""
+        deciding = {key: value for key, value in asdict(self).items() if key not in _FREE}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file."""
+        lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(self).items()]
+        return "\n".join(lines) + "\n"
+
+
+_TYPES: dict[str, Any] = get_type_hints(Recipe)
+
+
+def names() -> list[str]:
+    """The shipped recipes."""
+    folder = resources.files("llava_train") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def load(reference: str | Path) -> Recipe:
+    """A shipped recipe by its name, or one from a file."""
+    reference = str(reference)
+    if reference in names():
+        text = (resources.files("llava_train") / "recipes" / f"{reference}.toml").read_text("utf-8")
+        return parse(text, f"recipe {reference}", name=reference)
+    path = Path(reference)
+    if not path.is_file():
+        raise UsageError(f"No recipe {reference!r}.", _close(reference, names(), "Recipes"))
+    try:
+        return parse(path.read_text("utf-8"), str(path), name=path.stem)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "Give a TOML file.") from error
+
+
+def parse(text: str, where: str, name: str = "") -> Recipe:
+    """A recipe from the text of a TOML file."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where} is not TOML: {error}", "Correct the file.") from error
+    return from_values(Recipe(name=name), values, where)
+
+
+def from_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with fields replaced by values of a file or of Python."""
+    return _checked(replace(recipe, **{k: _typed(k, v, where) for k, v in values.items()}))
+
+
+def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """The recipe with `key=value` texts applied, each read as its field's type."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise UsageError(f"--set {setting}: no '='.", "Write --set KEY=VALUE.")
+        key, text = key.strip(), text.strip()
+        values[key] = _parsed(key, text)
+    return from_values(recipe, values, "--set")
+
+
+def _parsed(key: str, text: str) -> Any:
+    kind = _field_type(key, "--set")
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise UsageError(f"--set {key}: {text!r} is not {wanted}.", f"{key} is {wanted}.") from error
+
+
+def _field_type(key: str, where: str) -> type:
+    if key not in _TYPES:
+        raise UsageError(f"{where}: no field {key!r}.", _close(key, _TYPES, "Fields"))
+    kind = _TYPES[key]
+    return get_args(kind)[0] if get_args(kind) else kind  # type: ignore[no-any-return]
+
+
+def _typed(key: str, value: Any, where: str) -> Any:
+    kind = _field_type(key, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UsageError(
+            f"{where}: {key} = {value!r} is not {kind.__name__}.", f"Give {key} as {kind.__name__}."
+        )
+    return value
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe, if its values make sense together."""
+    for key, choices in _CHOICES.items():
+        value = getattr(recipe, key)
+        if value not in choices:
+            raise UsageError(f"{key} = {value!r} is not known.", f"One of: {', '.join(choices)}.")
+    for key in ("batch", "micro_batch", "max_length", "workers", "prefetch", "keep"):
+        if getattr(recipe, key) < 1:
+            raise UsageError(f"{key} must be at least 1.", f"Give {key} = 1 or more.")
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name != "feature_layer" and isinstance(value, (int, float)) and value < 0:
+            raise UsageError(f"{field.name} = {value} is below zero.", "Give 0 or more.")
+    if not any(recipe.trains(module) for module in MODULES):
+        raise UsageError("The recipe trains nothing.", "Set one of train_... = true.")
+    return recipe
+
+
+def _close(name: str, known: Iterable[str], what: str) -> str:
+    near = difflib.get_close_matches(name, list(known), 3)
+    if near:
+        return f"Did you mean {', '.join(near)}?"
+    return f"{what}: {', '.join(known)}."

@@ -1,0 +1,387 @@
+"""What is said about a scene: captions, and LLaVA's three kinds of instruction data.
+
+Questions come in many phrasings, an answer in one: what is asked varies with people, what is true
+does not. Every answer is exact, so `demo.evaluate` can score a model without a judge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llava_train.scenes import CELLS, COLORS, SHAPES, Scene, SceneObject
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SHORT = "Answer the question using a single word or phrase."
+"""LLaVA 1.5's suffix for short answers."""
+
+BRIEF = (
+    "Describe the picture briefly.",
+    "Say in one sentence what you see.",
+    "What is this?",
+    "What do you see?",
+    "Give a short caption for this image.",
+    "Summarize the picture in a few words.",
+    "Write a brief description of the image.",
+    "Caption this.",
+)
+DETAIL = (
+    "Describe the picture in detail.",
+    "Describe this image.",
+    "Describe everything you see in the image.",
+    "Give a detailed description of the picture.",
+    "What exactly does the picture show?",
+    "List all the shapes and where they are.",
+    "Go through the picture and describe every shape.",
+    "Explain in detail what is shown here.",
+    "Tell me everything about this picture.",
+    "What shapes are in this picture?",
+    "What is in this picture?",
+)
+UNUSUAL = (
+    "What is unusual here?",
+    "What is unusual in this picture?",
+    "What is unusual about this image?",
+    "What's unusual?",
+    "What is odd here?",
+    "What is strange in this picture?",
+    "What stands out?",
+    "Which shape is the odd one out?",
+    "Which one is the odd one out?",
+    "Which shape does not belong?",
+    "Which one is different from the others?",
+    "Which shape is different?",
+    "Find the odd one out and explain why.",
+    "Name the odd one out.",
+    "Which shape stands out, and why?",
+    "What does not fit here?",
+)
+ANYTHING = (
+    "Is anything unusual here?",
+    "Is there anything unusual in this picture?",
+    "Is there an odd one out?",
+    "Does any shape stand out?",
+    "Is one of the shapes different from the others?",
+)
+WHY = ("Why?", "Why is that?", "How do you know?", "Explain why.")
+COUNT = (
+    "How many shapes are there?",
+    "How many shapes are in the picture?",
+    "How many shapes do you see?",
+    "How many objects are there?",
+    "How many objects are in this image?",
+    "How many things can you see?",
+    "Count the shapes.",
+    "Count all the objects in the image.",
+    "What is the number of shapes?",
+    "What is the total number of objects?",
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its true answer; `topic` is what evaluation groups by."""
+
+    topic: str
+    question: str
+    answer: str
+
+
+def a(noun: str) -> str:
+    """The noun with its article."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def plural(shape: str) -> str:
+    """More than one of a shape."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def joined(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def counted(n: int, adjective: str, noun: str) -> str:
+    """`There are 3 red shapes.` and its forms for one and none."""
+    words = f"{adjective} {noun}".strip()
+    if n == 0:
+        return f"There are no {adjective} {plural(noun)}.".replace("  ", " ")
+    if n == 1:
+        return f"There is 1 {words}."
+    return f"There are {n} {adjective} {plural(noun)}.".replace("  ", " ")
+
+
+def unusual_reason(scene: Scene) -> str:
+    """What the other objects agree in, as far as the odd one does not."""
+    if scene.odd is None:
+        return "there is only one shape" if len(scene.objects) == 1 else "no shape stands out from the others"
+    others = [o for i, o in enumerate(scene.objects) if i != scene.odd]
+    odd = scene.objects[scene.odd]
+    shapes, colors = {o.shape for o in others}, {o.color for o in others}
+    if shapes == {odd.shape} and colors == {odd.color}:
+        return f"all the others are {others[0].size}"
+    if len(shapes) == len(colors) == 1:
+        return f"all the others are {others[0].color} {plural(others[0].shape)}"
+    if len(colors) == 1 and odd.color not in colors:
+        return f"all the others are {others[0].color}"
+    return f"all the others are {plural(others[0].shape)}"
+
+
+def odd_name(scene: Scene) -> str:
+    """The odd one with colour, shape and place (and size, where that is what differs)."""
+    if scene.odd is None:
+        raise ValueError("nothing is odd in this scene")
+    odd = scene.objects[scene.odd]
+    by_size = len({(o.shape, o.color) for o in scene.objects}) == 1
+    return f"the {odd.size + ' ' if by_size else ''}{odd.color} {odd.shape} in the {odd.place}"
+
+
+def unusual_answer(scene: Scene) -> str:
+    """The odd one out and why, or that nothing is unusual and why."""
+    if scene.odd is None:
+        return f"Nothing is unusual here: {unusual_reason(scene)}."
+    return f"{_capital(odd_name(scene))} is unusual: {unusual_reason(scene)}."
+
+
+def detail_answer(scene: Scene) -> str:
+    """Every object with its place, in reading order."""
+    n = len(scene.objects)
+    first = f"The picture shows {n} shape{'s' if n > 1 else ''} on a {scene.background} background."
+    return " ".join([first, *(f"{_capital(o.place)}: {a(f'{o.size} {o.color} {o.shape}')}." for o in scene.objects)])
+
+
+def group_caption(scene: Scene) -> str:
+    """The kinds of shapes with their numbers: `a red circle and two blue stars`."""
+    groups = Counter((o.color, o.shape) for o in scene.objects)
+    return joined([a(f"{c} {s}") if n == 1 else f"{NUMBERS[n]} {c} {plural(s)}" for (c, s), n in groups.items()])
+
+
+def captions(scene: Scene) -> list[str]:
+    """Five captions, from general to exact."""
+    n = len(scene.objects)
+    groups = group_caption(scene)
+    number = f"{NUMBERS[n]} shape{'s' if n > 1 else ''}"
+    places = joined([f"{a(f'{o.color} {o.shape}')} in the {o.place}" for o in scene.objects])
+    odd = f"{groups} on a {scene.background} background"
+    if scene.odd is not None:
+        odd = f"{number} and {odd_name(scene)} stands out".replace(" and the", ", and the")
+    return [f"{number} on a {scene.background} background", groups, f"a picture of {groups}", places, odd]
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
+    return values[int(rng.integers(len(values)))]
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Turn:
+    return Turn("count", _pick(rng, COUNT), counted(len(scene.objects), "", "shape"))
+
+
+def _count_some(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Count by colour or by shape, sometimes one that is not there."""
+    by_color = rng.random() < 0.5
+    values = [o.color if by_color else o.shape for o in scene.objects]
+    every = list(COLORS) if by_color else list(SHAPES)
+    value = _pick(rng, values) if rng.random() < 0.75 else _pick(rng, every)
+    adjective, noun = (value, "shape") if by_color else ("", value)
+    ask = ("How many {} are there?", "How many {} do you see?", "How many {} are in the picture?", "Count the {}.")
+    things = f"{adjective} {plural(noun)}".strip()
+    if by_color and rng.random() < 0.3:
+        things = things.replace("shapes", "objects")
+    return Turn("count of a kind", _pick(rng, ask).format(things), counted(values.count(value), adjective, noun))
+
+
+def _unique_name(scene: Scene, o: SceneObject, *, color: bool, rng: np.random.Generator) -> str | None:
+    """A way to name this object alone; `color` tells whether its colour may be said."""
+    names = [((o.shape,), (lambda x: (x.shape,)), o.shape), ((o.size, o.shape), (lambda x: (x.size, x.shape)), f"{o.size} {o.shape}")]
+    if color:
+        names = [
+            ((o.color, o.shape), (lambda x: (x.color, x.shape)), f"{o.color} {o.shape}"),
+            ((o.size, o.color, o.shape), (lambda x: (x.size, x.color, x.shape)), f"{o.size} {o.color} {o.shape}"),
+            *names[:1],
+        ]
+    good = [text for key, of, text in names if [of(x) for x in scene.objects].count(key) == 1]
+    return _pick(rng, good) if good else None
+
+
+def _color(scene: Scene, rng: np.random.Generator) -> Turn:
+    """The colour of an object named by its shape or by its place."""
+    o = scene.objects[int(rng.integers(len(scene.objects)))]
+    name = _unique_name(scene, o, color=False, rng=rng)
+    word = _pick(rng, ("color", "color", "colour"))
+    if name and rng.random() < 0.6:
+        ask = _pick(rng, ("What {} is the {}?", "Which {} is the {}?", "What is the {} of the {}?", "Tell me the {} of the {}."))
+        return Turn("color", ask.format(word, name), f"The {name} is {o.color}.")
+    ask = _pick(rng, ("What {} is the shape in the {}?", "What is the {} of the shape in the {}?", "What {} is the object in the {}?"))
+    return Turn("color", ask.format(word, o.place), f"The shape in the {o.place} is {o.color}.")
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> Turn:
+    """The shape at a place, or of a colour that occurs once."""
+    o = scene.objects[int(rng.integers(len(scene.objects)))]
+    if [x.color for x in scene.objects].count(o.color) == 1 and rng.random() < 0.4:
+        ask = _pick(rng, ("What shape is the {} object?", "What is the shape of the {} object?", "Which shape is {}?"))
+        return Turn("shape", ask.format(o.color), f"The {o.color} shape is {a(o.shape)}.")
+    ask = _pick(rng, ("What shape is in the {}?", "Which shape is in the {}?", "What kind of shape is in the {}?", "What is the shape in the {}?"))
+    return Turn("shape", ask.format(o.place), f"The shape in the {o.place} is {a(o.shape)}.")
+
+
+def _place_content(scene: Scene, rng: np.random.Generator) -> Turn:
+    """What is at a place, empty ones too."""
+    taken = {o.place: o for o in scene.objects}
+    place = _pick(rng, list(taken)) if rng.random() < 0.65 else _pick(rng, CELLS)
+    ask = _pick(rng, ("What is in the {}?", "What's in the {}?", "What do you see in the {}?", "What can be seen in the {} of the picture?"))
+    if place not in taken:
+        return Turn("content of a place", ask.format(place), f"The {place} is empty.")
+    o = taken[place]
+    return Turn("content of a place", ask.format(place), f"There is {a(f'{o.size} {o.color} {o.shape}')} in the {place}.")
+
+
+def _position(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Where the objects of a kind are; sometimes there are none."""
+    ask = ("Where is the {}?", "Where is the {} in the picture?", "Where can I find the {}?", "In which part of the image is the {}?", "What is the position of the {}?")
+    named = [(o, name) for o in scene.objects if (name := _unique_name(scene, o, color=True, rng=rng))]
+    if named and rng.random() < 0.85:
+        o, name = named[int(rng.integers(len(named)))]
+        return Turn("position", _pick(rng, ask).format(name), f"The {name} is in the {o.place}.")
+    o = scene.objects[int(rng.integers(len(scene.objects)))]
+    same = [x for x in scene.objects if (x.color, x.shape) == (o.color, o.shape)]
+    if len(same) > 1 and rng.random() < 0.7:
+        kind = f"{o.color} {plural(o.shape)}"
+        question = _pick(rng, ("Where are the {}?", "Where are the {} in the picture?")).format(kind)
+        return Turn("positions", question, f"The {kind} are in the {joined([x.place for x in same])}.")
+    color, shape = _absent(scene, rng)
+    return Turn("absent position", _pick(rng, ask).format(f"{color} {shape}"), f"There is no {color} {shape}.")
+
+
+def _absent(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A colour and a shape that do not occur together, each often there by itself."""
+    there = {(o.color, o.shape) for o in scene.objects}
+    near = [(x.color, y.shape) for x in scene.objects for y in scene.objects if (x.color, y.shape) not in there]
+    if near and rng.random() < 0.6:
+        return near[int(rng.integers(len(near)))]
+    while True:
+        color, shape = _pick(rng, list(COLORS)), _pick(rng, SHAPES)
+        if (color, shape) not in there:
+            return color, shape
+
+
+def _presence(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Yes or no, evenly, about a colour with a shape, a shape, or a colour."""
+    ask = ("Is there {}?", "Is there {} in the picture?", "Do you see {}?", "Can you see {} in the image?", "Does the picture show {}?")
+    o = scene.objects[int(rng.integers(len(scene.objects)))]
+    yes, how = rng.random() < 0.5, rng.random()
+    if how < 0.6:
+        color, shape = (o.color, o.shape) if yes else _absent(scene, rng)
+        thing = f"{color} {shape}"
+    elif how < 0.8:
+        missing = [s for s in SHAPES if s not in {x.shape for x in scene.objects}]
+        yes = yes or not missing
+        thing = o.shape if yes else _pick(rng, missing)
+    else:
+        missing = [c for c in COLORS if c not in {x.color for x in scene.objects}]
+        thing = f"{o.color if yes else _pick(rng, missing)} shape"
+    answer = f"Yes, there is {a(thing)}." if yes else f"No, there is no {thing}."
+    return Turn("presence", _pick(rng, ask).format(a(thing)), answer)
+
+
+def _size(scene: Scene, rng: np.random.Generator) -> Turn:
+    o = scene.objects[int(rng.integers(len(scene.objects)))]
+    ask = _pick(rng, ("How big is the shape in the {}?", "Is the shape in the {} small or large?", "What size is the shape in the {}?"))
+    return Turn("size", ask.format(o.place), f"The shape in the {o.place} is {o.size}.")
+
+
+def _background(scene: Scene, rng: np.random.Generator) -> Turn:
+    ask = _pick(rng, ("What color is the background?", "What colour is the background?", "What is the background like?"))
+    return Turn("background", ask, f"The background is {scene.background}.")
+
+
+def _colors(scene: Scene, rng: np.random.Generator) -> Turn:
+    there = [c for c in COLORS if c in {o.color for o in scene.objects}]
+    ask = _pick(rng, ("Which colors are there?", "What colors do you see?", "What colours do the shapes have?", "List the colors of the shapes."))
+    return Turn("colors", ask, f"The shapes are {joined(there)}.")
+
+
+_QUESTIONS: dict[Callable[[Scene, np.random.Generator], Turn], float] = {
+    _count: 1.0,
+    _count_some: 1.0,
+    _color: 1.8,
+    _shape: 1.2,
+    _place_content: 1.5,
+    _position: 2.0,
+    _presence: 2.0,
+    _size: 0.5,
+    _background: 0.3,
+    _colors: 0.5,
+}
+
+
+def conversation(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Turns about count, colour, shape, position and presence, in random order, none asked twice."""
+    turns = []
+    for make, rate in _QUESTIONS.items():
+        turns += [make(scene, rng) for _ in range(int(rate + rng.random()))]
+    rng.shuffle(turns)  # type: ignore[arg-type]  # numpy shuffles lists too
+    unique = {t.question: t for t in turns}
+    return [_shortened(t, rng) if rng.random() < 0.1 else t for t in unique.values()]
+
+
+def detail(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A detailed description."""
+    return Turn("detail", _pick(rng, DETAIL), detail_answer(scene))
+
+
+def brief(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A brief description."""
+    return Turn("brief", _pick(rng, BRIEF), f"{_capital(group_caption(scene))}.")
+
+
+def reasoning(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """The odd one out and why, asked openly or as yes or no; sometimes with a second turn."""
+    if rng.random() < 0.8:
+        turns = [Turn("unusual", _pick(rng, UNUSUAL), unusual_answer(scene))]
+    elif scene.odd is None:
+        turns = [Turn("unusual", _pick(rng, ANYTHING), f"No, nothing is unusual here: {unusual_reason(scene)}.")]
+    else:
+        turns = [Turn("unusual", _pick(rng, ANYTHING), f"Yes, {odd_name(scene)} is unusual: {unusual_reason(scene)}.")]
+    if rng.random() < 0.15:
+        turns.append(Turn("why", _pick(rng, WHY), f"Because {unusual_reason(scene)}."))
+    return turns
+
+
+def _shortened(turn: Turn, rng: np.random.Generator) -> Turn:
+    """The same question asked for a single word, where the answer has one."""
+    short = {
+        "count": r"There (?:is|are) (\d) ",
+        "color": r"is (\w+)\.$",
+        "shape": r"is an? (\w+)\.$",
+        "position": r"is in the ([\w ]+)\.$",
+        "presence": r"^(Yes|No),",
+        "size": r"is (\w+)\.$",
+    }
+    match = re.search(short[turn.topic], turn.answer) if turn.topic in short else None
+    if not match:
+        return turn
+    space = "\n" if rng.random() < 0.7 else " "
+    return Turn(f"short {turn.topic}", f"{turn.question}{space}{SHORT}", _capital(match.group(1)))
+
+
+def as_typed(question: str, rng: np.random.Generator) -> str:
+    """The question as a person might type it: lower case, no question mark, `image` for `picture`."""
+    if rng.random() < 0.3:
+        question = question[0].lower() + question[1:]
+    if rng.random() < 0.12:
+        question = question.removesuffix("?").removesuffix(".")
+    if rng.random() < 0.2:
+        question = re.sub(r"\b(picture|image)\b", lambda m: _pick(rng, ("image", "picture", "photo", "drawing")), question)
+    if rng.random() < 0.05:
+        question = f"Please {question[0].lower()}{question[1:]}" if question.endswith(".") else f"{question} Thanks."
+    return question
