@@ -26,9 +26,10 @@ MAX_PIXELS = 120_000_000
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"),
-    *("MPO", "DIB", "PPM", "ICO", "JPEG2000", "TGA"),
+    *("DIB", "PPM", "ICO", "JPEG2000", "TGA"),
 )
-"""Pillow decoders that are tried; others run programs (EPS) or are no pictures of things."""
+"""Pillow decoders that are tried (MPO is part of JPEG); others run programs (EPS) or are no
+pictures of things."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -183,12 +184,13 @@ def _not_a_picture(data: bytes, source: str) -> ImageError:
         b"heim",
     ):
         return ImageError(f"{source}: HEIC pictures cannot be read", "export it as JPEG first")
-    if data.startswith(_SIGNATURES):
+    if data.startswith(_SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
         return _damaged(source)
     kind = "is text, not a picture" if _is_text(data) else "is not a picture that can be read"
     return ImageError(f"{source}: {kind}", "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are read")
 
 
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 
