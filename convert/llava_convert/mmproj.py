@@ -1,0 +1,129 @@
+"""The mmproj GGUF of a CLIP tower and LLaVA's projector: its metadata and tensors.
+
+Only the layers that `vision_feature_layer` reads are written, and `clip.vision.feature_layer`
+always is: without it llama.cpp runs one layer less than the file holds. The norm behind the tower
+is never written, because llama.cpp would apply it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from gguf import GGUFValueType, GGUFWriter
+
+from llava_convert.checkpoints import Checkpoint
+from llava_convert.gguf_file import PlannedTensor
+from llava_convert.quantize import OutType
+from llava_convert.shards import Array, SourceTensor
+from llava_convert.text import QUANTIZATION_VERSION
+
+FULL = ("v.patch_embd.weight", "v.position_embd.weight")
+"""Always float32."""
+LINEAR_GAIN = 16.0
+"""gelu(x) - gelu(-x) = x, but llama.cpp looks gelu up in a float16 table below |x| = 10: a gain
+before it, taken back behind it, makes its error as many times smaller. A power of two, so that it
+costs no precision itself."""
+
+
+def plan_mmproj(
+    checkpoint: Checkpoint, tensors: Mapping[str, SourceTensor]
+) -> tuple[PlannedTensor, ...]:
+    """The tensors of the mmproj: tower by layers, then the projector."""
+    vision, text = checkpoint.vision, checkpoint.text
+    tower = sorted((n for n in tensors if n.startswith("v.")), key=_order)
+    plan = [_tower_tensor(name, tensors[name], swap=vision.ffn == vision.hidden) for name in tower]
+    for name, outputs in (("mm.0", text.hidden), ("mm.2", text.hidden)):
+        weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+        if checkpoint.projector.linear:
+            plan += _linear(name, weight, bias)
+            continue
+        plan.append(_plain(f"{name}.weight", weight))
+        plan.append(_plain(f"{name}.bias", bias) if bias else _zeros(f"{name}.bias", outputs))
+    return tuple(plan)
+
+
+def mmproj_header(checkpoint: Checkpoint, wanted: OutType, name: str) -> GGUFWriter:
+    """Everything about the tower, the projector and the preparation of pictures."""
+    vision = checkpoint.vision
+    writer = GGUFWriter(None, "clip")
+    writer.add_type("mmproj")
+    writer.add_name(name)
+    writer.add_file_type(wanted.file_type)
+    writer.add_quantization_version(QUANTIZATION_VERSION)
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_string("clip.projector_type", "mlp")
+    writer.add_uint32("clip.vision.patch_size", vision.patch)
+    writer.add_uint32("clip.vision.embedding_length", vision.hidden)
+    writer.add_uint32("clip.vision.feed_forward_length", vision.ffn)
+    writer.add_uint32("clip.vision.block_count", vision.feature_layer)
+    writer.add_uint32("clip.vision.projection_dim", checkpoint.text.hidden)
+    writer.add_uint32("clip.vision.attention.head_count", vision.heads)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", vision.eps)
+    writer.add_array("clip.vision.feature_layer", [vision.feature_layer])
+    if vision.activation != "quick_gelu":  # which is what neither key means
+        writer.add_bool(f"clip.use_{vision.activation}", True)
+    for key, value in checkpoint.pixels.to_metadata().items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            whole = all(isinstance(item, int) for item in value)
+            items = GGUFValueType.UINT32 if whole else GGUFValueType.FLOAT32
+            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=items)
+    return writer
+
+
+def _tower_tensor(name: str, tensor: SourceTensor, *, swap: bool) -> PlannedTensor:
+    """llama.cpp swaps the two matrices of a block whose FFN is as wide as the tower: swap first."""
+    if swap and ".ffn_up." in name:
+        name = name.replace(".ffn_up.", ".ffn_down.")
+    elif swap:
+        name = name.replace(".ffn_down.", ".ffn_up.")
+    return _plain(name, tensor)
+
+
+def _plain(name: str, tensor: SourceTensor) -> PlannedTensor:
+    return PlannedTensor(name, tensor.shape, tensor.name, tensor.chunks, full=name in FULL)
+
+
+def _zeros(name: str, size: int) -> PlannedTensor:
+    """A bias that the checkpoint does not have and llama.cpp cannot do without."""
+    return PlannedTensor(name, (size,), name, lambda: iter((np.zeros(size, np.float32),)))
+
+
+def _linear(name: str, weight: SourceTensor, bias: SourceTensor | None) -> list[PlannedTensor]:
+    """A projector without activation in a graph that always has one.
+
+    mm.0 = [W; -W] and mm.2 = [V, -V], so that V (gelu(Wx + b) - gelu(-Wx - b)) = V (Wx + b).
+    """
+    rows, columns = weight.shape
+
+    def doubled() -> Iterator[Array]:
+        values = weight.array()
+        if name == "mm.0":
+            yield np.concatenate([values * LINEAR_GAIN, values * -LINEAR_GAIN])
+        else:
+            yield np.concatenate([values / LINEAR_GAIN, values / -LINEAR_GAIN], axis=1)
+
+    def shift() -> Iterator[Array]:
+        values = bias.array() if bias else np.zeros(rows, np.float32)
+        yield np.concatenate([values * LINEAR_GAIN, values * -LINEAR_GAIN])
+
+    if name == "mm.0":
+        return [
+            PlannedTensor("mm.0.weight", (2 * rows, columns), weight.name, doubled),
+            PlannedTensor("mm.0.bias", (2 * rows,), weight.name, shift),
+        ]
+    return [
+        PlannedTensor("mm.2.weight", (rows, 2 * columns), weight.name, doubled),
+        _plain("mm.2.bias", bias) if bias else _zeros("mm.2.bias", rows),
+    ]
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    pieces = name.split(".")
+    if pieces[1] == "blk":
+        return 1, int(pieces[2]), name
+    return 0, 0, name
