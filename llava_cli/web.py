@@ -23,12 +23,15 @@ SILENCE_S = 10.0
 TOTAL_S = 60.0
 """Longest time for one picture, redirects included."""
 MAX_REDIRECTS = 5
+_WEB = re.compile(r"https?://", re.IGNORECASE)
 _CHUNK = 64 * 1024
 _HINT = "check the address and the connection, or download the picture and give its path"
 
 
 def fetch(url: str, max_bytes: int) -> bytes:
     """Download one URL; ImageError with a remedy for everything that can go wrong."""
+    if not _WEB.match(url):
+        raise ImageError(f"{url}: only http and https URLs are fetched", _HINT)
     outcome: list[bytes | LlavaError] = []
 
     def work() -> None:
@@ -62,10 +65,8 @@ def _download(url: str, max_bytes: int, deadline: float) -> bytes:
         with opener.open(request, timeout=SILENCE_S) as response:
             return _read(response, url, max_bytes, deadline)
     except urllib.error.HTTPError as error:
-        with error:
-            raise ImageError(
-                f"{url}: the server answered {error.code} {error.reason}".rstrip(), _HINT
-            ) from error
+        error.close()
+        raise ImageError(f"{url}: {_refusal(error)}", _HINT) from error
     except TimeoutError as error:
         raise _too_slow(url) from error
     except urllib.error.URLError as error:
@@ -114,9 +115,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        if not re.match(r"https?://", newurl, re.IGNORECASE):
-            raise ImageError(f"{req.full_url}: redirects to {newurl}, which is not read", _HINT)
+        if not _WEB.match(newurl):
+            raise ImageError(f"{req.full_url}: redirects to {newurl}, which is not fetched", _HINT)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    """What a status other than success means."""
+    target = error.headers.get("Location", "") if error.headers else ""
+    if not 300 <= error.code < 400 or not target:
+        return f"the server answered {error.code} {error.reason}".rstrip()
+    if re.match(r"[a-z][a-z0-9+.-]*:", target, re.IGNORECASE) and not _WEB.match(target):
+        return f"redirects to {target}, which is not fetched"
+    return f"more than {MAX_REDIRECTS} redirects, or redirects in a circle"
 
 
 def _tls_context() -> ssl.SSLContext:
