@@ -56,16 +56,23 @@ def write_scenes(
     else:
         scenes = [draw(i) for i in range(n)]
     names = [scene_name(i, image_format) for i in range(n)]
-    lines = (json.dumps({"image": name, **scene.record()}) for name, scene in zip(names, scenes, strict=True))
+    lines = (
+        json.dumps({"image": name, **scene.record()})
+        for name, scene in zip(names, scenes, strict=True)
+    )
     _write(out / "scenes.jsonl", "\n".join([*lines, ""]))
     _write_json(out / "captions.json", coco(scenes, names))
     rngs = [np.random.default_rng([seed, i, TEXT_STREAM]) for i in range(n)]
-    _write_json(out / "stage1.json", [stage1_sample(*row) for row in zip(scenes, names, rngs, strict=True)])
+    _write_json(
+        out / "stage1.json", [stage1_sample(*row) for row in zip(scenes, names, rngs, strict=True)]
+    )
     instruct = [s for row in zip(scenes, names, rngs, strict=True) for s in instruct_samples(*row)]
     _write_json(out / "instruct.json", instruct)
 
 
-def _draw(folder: Path, seed: int, size: int | None, image_format: ImageFormat, index: int) -> Scene:
+def _draw(
+    folder: Path, seed: int, size: int | None, image_format: ImageFormat, index: int
+) -> Scene:
     scene, picture = sample_scene(seed, index, size)
     target = folder / scene_name(index, image_format)
     aside = target.with_suffix(".part")
@@ -100,12 +107,31 @@ def coco(scenes: list[Scene], names: list[str]) -> dict[str, Any]:
         for text in captions(scene):
             annotations.append({"id": len(annotations), "image_id": i, "caption": text})
         for o in scene.objects:
-            x1, y1, x2, y2 = (v * s for v, s in zip(o.box, (scene.width, scene.height) * 2, strict=True))
-            row = {"id": len(instances), "image_id": i, "category_id": 1 + categories.index(o.shape)}
+            x1, y1, x2, y2 = (
+                v * s for v, s in zip(o.box, (scene.width, scene.height) * 2, strict=True)
+            )
+            row = {
+                "id": len(instances),
+                "image_id": i,
+                "category_id": 1 + categories.index(o.shape),
+            }
             box = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
-            instances.append({**row, "bbox": box, "area": round(box[2] * box[3], 2), "iscrowd": 0, "color": o.color})
+            instances.append(
+                {
+                    **row,
+                    "bbox": box,
+                    "area": round(box[2] * box[3], 2),
+                    "iscrowd": 0,
+                    "color": o.color,
+                }
+            )
     rows = [{"id": 1 + i, "name": c} for i, c in enumerate(categories)]
-    return {"images": images, "annotations": annotations, "instances": instances, "categories": rows}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "instances": instances,
+        "categories": rows,
+    }
 
 
 def sample(name: str, kind: str, turns: list[tuple[str, str]]) -> dict[str, Any]:

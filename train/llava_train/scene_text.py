@@ -119,7 +119,11 @@ def counted(n: int, adjective: str, noun: str) -> str:
 def unusual_reason(scene: Scene) -> str:
     """What the other objects agree in, as far as the odd one does not."""
     if scene.odd is None:
-        return "there is only one shape" if len(scene.objects) == 1 else "no shape stands out from the others"
+        return (
+            "there is only one shape"
+            if len(scene.objects) == 1
+            else "no shape stands out from the others"
+        )
     others = [o for i, o in enumerate(scene.objects) if i != scene.odd]
     odd = scene.objects[scene.odd]
     shapes, colors = {o.shape for o in others}, {o.color for o in others}
@@ -152,13 +156,23 @@ def detail_answer(scene: Scene) -> str:
     """Every object with its place, in reading order."""
     n = len(scene.objects)
     first = f"The picture shows {n} shape{'s' if n > 1 else ''} on a {scene.background} background."
-    return " ".join([first, *(f"{_capital(o.place)}: {a(f'{o.size} {o.color} {o.shape}')}." for o in scene.objects)])
+    return " ".join(
+        [
+            first,
+            *(f"{_capital(o.place)}: {a(f'{o.size} {o.color} {o.shape}')}." for o in scene.objects),
+        ]
+    )
 
 
 def group_caption(scene: Scene) -> str:
     """The kinds of shapes with their numbers: `a red circle and two blue stars`."""
     groups = Counter((o.color, o.shape) for o in scene.objects)
-    return joined([a(f"{c} {s}") if n == 1 else f"{NUMBERS[n]} {c} {plural(s)}" for (c, s), n in groups.items()])
+    return joined(
+        [
+            a(f"{c} {s}") if n == 1 else f"{NUMBERS[n]} {c} {plural(s)}"
+            for (c, s), n in groups.items()
+        ]
+    )
 
 
 def captions(scene: Scene) -> list[str]:
@@ -170,7 +184,13 @@ def captions(scene: Scene) -> list[str]:
     odd = f"{groups} on a {scene.background} background"
     if scene.odd is not None:
         odd = f"{number} and {odd_name(scene)} stands out".replace(" and the", ", and the")
-    return [f"{number} on a {scene.background} background", groups, f"a picture of {groups}", places, odd]
+    return [
+        f"{number} on a {scene.background} background",
+        groups,
+        f"a picture of {groups}",
+        places,
+        odd,
+    ]
 
 
 def _capital(text: str) -> str:
@@ -192,20 +212,38 @@ def _count_some(scene: Scene, rng: np.random.Generator) -> Turn:
     every = list(COLORS) if by_color else list(SHAPES)
     value = _pick(rng, values) if rng.random() < 0.75 else _pick(rng, every)
     adjective, noun = (value, "shape") if by_color else ("", value)
-    ask = ("How many {} are there?", "How many {} do you see?", "How many {} are in the picture?", "Count the {}.")
+    ask = (
+        "How many {} are there?",
+        "How many {} do you see?",
+        "How many {} are in the picture?",
+        "Count the {}.",
+    )
     things = f"{adjective} {plural(noun)}".strip()
     if by_color and rng.random() < 0.3:
         things = things.replace("shapes", "objects")
-    return Turn("count of a kind", _pick(rng, ask).format(things), counted(values.count(value), adjective, noun))
+    return Turn(
+        "count of a kind",
+        _pick(rng, ask).format(things),
+        counted(values.count(value), adjective, noun),
+    )
 
 
-def _unique_name(scene: Scene, o: SceneObject, *, color: bool, rng: np.random.Generator) -> str | None:
+def _unique_name(
+    scene: Scene, o: SceneObject, *, color: bool, rng: np.random.Generator
+) -> str | None:
     """A way to name this object alone; `color` tells whether its colour may be said."""
-    names = [((o.shape,), (lambda x: (x.shape,)), o.shape), ((o.size, o.shape), (lambda x: (x.size, x.shape)), f"{o.size} {o.shape}")]
+    names = [
+        ((o.shape,), (lambda x: (x.shape,)), o.shape),
+        ((o.size, o.shape), (lambda x: (x.size, x.shape)), f"{o.size} {o.shape}"),
+    ]
     if color:
         names = [
             ((o.color, o.shape), (lambda x: (x.color, x.shape)), f"{o.color} {o.shape}"),
-            ((o.size, o.color, o.shape), (lambda x: (x.size, x.color, x.shape)), f"{o.size} {o.color} {o.shape}"),
+            (
+                (o.size, o.color, o.shape),
+                (lambda x: (x.size, x.color, x.shape)),
+                f"{o.size} {o.color} {o.shape}",
+            ),
             *names[:1],
         ]
     good = [text for key, of, text in names if [of(x) for x in scene.objects].count(key) == 1]
@@ -218,9 +256,24 @@ def _color(scene: Scene, rng: np.random.Generator) -> Turn:
     name = _unique_name(scene, o, color=False, rng=rng)
     word = _pick(rng, ("color", "color", "colour"))
     if name and rng.random() < 0.6:
-        ask = _pick(rng, ("What {} is the {}?", "Which {} is the {}?", "What is the {} of the {}?", "Tell me the {} of the {}."))
+        ask = _pick(
+            rng,
+            (
+                "What {} is the {}?",
+                "Which {} is the {}?",
+                "What is the {} of the {}?",
+                "Tell me the {} of the {}.",
+            ),
+        )
         return Turn("color", ask.format(word, name), f"The {name} is {o.color}.")
-    ask = _pick(rng, ("What {} is the shape in the {}?", "What is the {} of the shape in the {}?", "What {} is the object in the {}?"))
+    ask = _pick(
+        rng,
+        (
+            "What {} is the shape in the {}?",
+            "What is the {} of the shape in the {}?",
+            "What {} is the object in the {}?",
+        ),
+    )
     return Turn("color", ask.format(word, o.place), f"The shape in the {o.place} is {o.color}.")
 
 
@@ -228,9 +281,24 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Turn:
     """The shape at a place, or of a colour that occurs once."""
     o = scene.objects[int(rng.integers(len(scene.objects)))]
     if [x.color for x in scene.objects].count(o.color) == 1 and rng.random() < 0.4:
-        ask = _pick(rng, ("What shape is the {} object?", "What is the shape of the {} object?", "Which shape is {}?"))
+        ask = _pick(
+            rng,
+            (
+                "What shape is the {} object?",
+                "What is the shape of the {} object?",
+                "Which shape is {}?",
+            ),
+        )
         return Turn("shape", ask.format(o.color), f"The {o.color} shape is {a(o.shape)}.")
-    ask = _pick(rng, ("What shape is in the {}?", "Which shape is in the {}?", "What kind of shape is in the {}?", "What is the shape in the {}?"))
+    ask = _pick(
+        rng,
+        (
+            "What shape is in the {}?",
+            "Which shape is in the {}?",
+            "What kind of shape is in the {}?",
+            "What is the shape in the {}?",
+        ),
+    )
     return Turn("shape", ask.format(o.place), f"The shape in the {o.place} is {a(o.shape)}.")
 
 
@@ -238,17 +306,37 @@ def _place_content(scene: Scene, rng: np.random.Generator) -> Turn:
     """What is at a place, empty ones too."""
     taken = {o.place: o for o in scene.objects}
     place = _pick(rng, list(taken)) if rng.random() < 0.65 else _pick(rng, CELLS)
-    ask = _pick(rng, ("What is in the {}?", "What's in the {}?", "What do you see in the {}?", "What can be seen in the {} of the picture?"))
+    ask = _pick(
+        rng,
+        (
+            "What is in the {}?",
+            "What's in the {}?",
+            "What do you see in the {}?",
+            "What can be seen in the {} of the picture?",
+        ),
+    )
     if place not in taken:
         return Turn("content of a place", ask.format(place), f"The {place} is empty.")
     o = taken[place]
-    return Turn("content of a place", ask.format(place), f"There is {a(f'{o.size} {o.color} {o.shape}')} in the {place}.")
+    return Turn(
+        "content of a place",
+        ask.format(place),
+        f"There is {a(f'{o.size} {o.color} {o.shape}')} in the {place}.",
+    )
 
 
 def _position(scene: Scene, rng: np.random.Generator) -> Turn:
     """Where the objects of a kind are; sometimes there are none."""
-    ask = ("Where is the {}?", "Where is the {} in the picture?", "Where can I find the {}?", "In which part of the image is the {}?", "What is the position of the {}?")
-    named = [(o, name) for o in scene.objects if (name := _unique_name(scene, o, color=True, rng=rng))]
+    ask = (
+        "Where is the {}?",
+        "Where is the {} in the picture?",
+        "Where can I find the {}?",
+        "In which part of the image is the {}?",
+        "What is the position of the {}?",
+    )
+    named = [
+        (o, name) for o in scene.objects if (name := _unique_name(scene, o, color=True, rng=rng))
+    ]
     if named and rng.random() < 0.85:
         o, name = named[int(rng.integers(len(named)))]
         return Turn("position", _pick(rng, ask).format(name), f"The {name} is in the {o.place}.")
@@ -256,16 +344,29 @@ def _position(scene: Scene, rng: np.random.Generator) -> Turn:
     same = [x for x in scene.objects if (x.color, x.shape) == (o.color, o.shape)]
     if len(same) > 1 and rng.random() < 0.7:
         kind = f"{o.color} {plural(o.shape)}"
-        question = _pick(rng, ("Where are the {}?", "Where are the {} in the picture?")).format(kind)
-        return Turn("positions", question, f"The {kind} are in the {joined([x.place for x in same])}.")
+        question = _pick(rng, ("Where are the {}?", "Where are the {} in the picture?")).format(
+            kind
+        )
+        return Turn(
+            "positions", question, f"The {kind} are in the {joined([x.place for x in same])}."
+        )
     color, shape = _absent(scene, rng)
-    return Turn("absent position", _pick(rng, ask).format(f"{color} {shape}"), f"There is no {color} {shape}.")
+    return Turn(
+        "absent position",
+        _pick(rng, ask).format(f"{color} {shape}"),
+        f"There is no {color} {shape}.",
+    )
 
 
 def _absent(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """A colour and a shape that do not occur together, each often there by itself."""
     there = {(o.color, o.shape) for o in scene.objects}
-    near = [(x.color, y.shape) for x in scene.objects for y in scene.objects if (x.color, y.shape) not in there]
+    near = [
+        (x.color, y.shape)
+        for x in scene.objects
+        for y in scene.objects
+        if (x.color, y.shape) not in there
+    ]
     if near and rng.random() < 0.6:
         return near[int(rng.integers(len(near)))]
     while True:
@@ -276,7 +377,13 @@ def _absent(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 def _presence(scene: Scene, rng: np.random.Generator) -> Turn:
     """Yes or no, evenly, about a colour with a shape, a shape, or a colour."""
-    ask = ("Is there {}?", "Is there {} in the picture?", "Do you see {}?", "Can you see {} in the image?", "Does the picture show {}?")
+    ask = (
+        "Is there {}?",
+        "Is there {} in the picture?",
+        "Do you see {}?",
+        "Can you see {} in the image?",
+        "Does the picture show {}?",
+    )
     o = scene.objects[int(rng.integers(len(scene.objects)))]
     yes, how = rng.random() < 0.5, rng.random()
     if how < 0.6:
@@ -295,19 +402,46 @@ def _presence(scene: Scene, rng: np.random.Generator) -> Turn:
 
 def _size(scene: Scene, rng: np.random.Generator) -> Turn:
     o = scene.objects[int(rng.integers(len(scene.objects)))]
-    ask = _pick(rng, ("How big is the shape in the {}?", "Is the shape in the {} small or large?", "What size is the shape in the {}?"))
+    ask = _pick(
+        rng,
+        (
+            "How big is the shape in the {}?",
+            "Is the shape in the {} small or large?",
+            "What size is the shape in the {}?",
+        ),
+    )
     return Turn("size", ask.format(o.place), f"The shape in the {o.place} is {o.size}.")
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> Turn:
-    ask = _pick(rng, ("What color is the background?", "What colour is the background?", "What is the background like?"))
+    ask = _pick(
+        rng,
+        (
+            "What color is the background?",
+            "What colour is the background?",
+            "What is the background like?",
+        ),
+    )
     return Turn("background", ask, f"The background is {scene.background}.")
 
 
 def _colors(scene: Scene, rng: np.random.Generator) -> Turn:
     there = [c for c in COLORS if c in {o.color for o in scene.objects}]
-    ask = _pick(rng, ("Which colors are there?", "What colors do you see?", "What colours do the shapes have?", "List the colors of the shapes."))
+    ask = _pick(
+        rng,
+        (
+            "Which colors are there?",
+            "What colors do you see?",
+            "What colours do the shapes have?",
+            "List the colors of the shapes.",
+        ),
+    )
     return Turn("colors", ask, f"The shapes are {joined(there)}.")
+
+
+def brief(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A brief description."""
+    return Turn("brief", _pick(rng, BRIEF), f"{_capital(group_caption(scene))}.")
 
 
 _QUESTIONS: dict[Callable[[Scene, np.random.Generator], Turn], float] = {
@@ -321,6 +455,7 @@ _QUESTIONS: dict[Callable[[Scene, np.random.Generator], Turn], float] = {
     _size: 0.5,
     _background: 0.3,
     _colors: 0.5,
+    brief: 0.3,
 }
 
 
@@ -339,19 +474,26 @@ def detail(scene: Scene, rng: np.random.Generator) -> Turn:
     return Turn("detail", _pick(rng, DETAIL), detail_answer(scene))
 
 
-def brief(scene: Scene, rng: np.random.Generator) -> Turn:
-    """A brief description."""
-    return Turn("brief", _pick(rng, BRIEF), f"{_capital(group_caption(scene))}.")
-
-
 def reasoning(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     """The odd one out and why, asked openly or as yes or no; sometimes with a second turn."""
     if rng.random() < 0.8:
         turns = [Turn("unusual", _pick(rng, UNUSUAL), unusual_answer(scene))]
     elif scene.odd is None:
-        turns = [Turn("unusual", _pick(rng, ANYTHING), f"No, nothing is unusual here: {unusual_reason(scene)}.")]
+        turns = [
+            Turn(
+                "unusual",
+                _pick(rng, ANYTHING),
+                f"No, nothing is unusual here: {unusual_reason(scene)}.",
+            )
+        ]
     else:
-        turns = [Turn("unusual", _pick(rng, ANYTHING), f"Yes, {odd_name(scene)} is unusual: {unusual_reason(scene)}.")]
+        turns = [
+            Turn(
+                "unusual",
+                _pick(rng, ANYTHING),
+                f"Yes, {odd_name(scene)} is unusual: {unusual_reason(scene)}.",
+            )
+        ]
     if rng.random() < 0.15:
         turns.append(Turn("why", _pick(rng, WHY), f"Because {unusual_reason(scene)}."))
     return turns
@@ -381,7 +523,34 @@ def as_typed(question: str, rng: np.random.Generator) -> str:
     if rng.random() < 0.12:
         question = question.removesuffix("?").removesuffix(".")
     if rng.random() < 0.2:
-        question = re.sub(r"\b(picture|image)\b", lambda m: _pick(rng, ("image", "picture", "photo", "drawing")), question)
+        question = re.sub(
+            r"\b(picture|image)\b",
+            lambda m: _pick(rng, ("image", "picture", "photo", "drawing")),
+            question,
+        )
     if rng.random() < 0.05:
-        question = f"Please {question[0].lower()}{question[1:]}" if question.endswith(".") else f"{question} Thanks."
+        question = (
+            f"Please {question[0].lower()}{question[1:]}"
+            if question.endswith(".")
+            else f"{question} Thanks."
+        )
     return question
+
+
+def color_question(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A question for the colour of one object."""
+    return _color(scene, rng)
+
+
+def presence_question(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A yes-or-no question, evenly true and false."""
+    return _presence(scene, rng)
+
+
+def position_question(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    """A question for the place of one object; None where none can be named alone."""
+    for _ in range(20):
+        turn = _position(scene, rng)
+        if turn.topic == "position":
+            return turn
+    return None

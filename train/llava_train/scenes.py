@@ -167,7 +167,11 @@ def _pick(rng: np.random.Generator, values: Sequence[Any], p: Sequence[float] | 
 def _canvas(rng: np.random.Generator, size: int | None) -> tuple[int, int]:
     """Width and height: square, photographic or long, upright or lying."""
     side = size or int(rng.integers(MIN_SIDE_PX, MAX_SIDE_PX + 1))
-    ratio = _pick(rng, (1.0, rng.uniform(1, 1.5), rng.uniform(1.5, 2), rng.uniform(2, 2.5)), (0.4, 0.42, 0.15, 0.03))
+    ratio = _pick(
+        rng,
+        (1.0, rng.uniform(1, 1.5), rng.uniform(1.5, 2), rng.uniform(2, 2.5)),
+        (0.4, 0.42, 0.15, 0.03),
+    )
     short = max(32, round(side / ratio))
     return (side, short) if rng.random() < 0.55 else (short, side)
 
@@ -175,7 +179,9 @@ def _canvas(rng: np.random.Generator, size: int | None) -> tuple[int, int]:
 def _sample_kinds(rng: np.random.Generator) -> list[Kind]:
     """Shape, colour and size of every object, in the order of their places."""
     while True:
-        kinds = _pick(rng, (_odd_kinds, _uniform_kinds, _free_kinds, _paired_kinds), (0.48, 0.12, 0.28, 0.12))(rng)
+        kinds = _pick(
+            rng, (_odd_kinds, _uniform_kinds, _free_kinds, _paired_kinds), (0.48, 0.12, 0.28, 0.12)
+        )(rng)
         rng.shuffle(kinds)
         try:
             odd_one(kinds)
@@ -194,16 +200,28 @@ def _odd_kinds(rng: np.random.Generator) -> list[Kind]:
     def sized() -> str:
         return str(size or _pick(rng, SIZES))
 
-    how = _pick(rng, ("color", "shape", "both", "color in mix", "shape in mix", "size"), (0.25, 0.25, 0.2, 0.12, 0.12, 0.06))
+    how = _pick(
+        rng,
+        ("color", "shape", "both", "color in mix", "shape in mix", "size"),
+        (0.25, 0.25, 0.2, 0.12, 0.12, 0.06),
+    )
     if how == "size":
         small, large = SIZES if rng.random() < 0.5 else SIZES[::-1]
         return [(shape, color, small)] * (n - 1) + [(shape, color, large)]
     if how == "color in mix":
-        return [(_pick(rng, SHAPES), color, sized()) for _ in range(n - 1)] + [(_pick(rng, SHAPES), other_color, sized())]
+        return [(_pick(rng, SHAPES), color, sized()) for _ in range(n - 1)] + [
+            (_pick(rng, SHAPES), other_color, sized())
+        ]
     if how == "shape in mix":
         names = list(COLORS)
-        return [(shape, _pick(rng, names), sized()) for _ in range(n - 1)] + [(other_shape, _pick(rng, names), sized())]
-    odd = (other_shape if how != "color" else shape, other_color if how != "shape" else color, sized())
+        return [(shape, _pick(rng, names), sized()) for _ in range(n - 1)] + [
+            (other_shape, _pick(rng, names), sized())
+        ]
+    odd = (
+        other_shape if how != "color" else shape,
+        other_color if how != "shape" else color,
+        sized(),
+    )
     return [(shape, color, sized()) for _ in range(n - 1)] + [odd]
 
 
@@ -239,7 +257,10 @@ def outline(shape: str, rng: np.random.Generator) -> list[Point]:
 def _ring(n: int, start: float, radii: Sequence[float] = (1.0,)) -> list[Point]:
     """`n` points around the circle from angle `start` (radians), the radii taken in turn."""
     angles = [start + 2 * math.pi * i / n for i in range(n)]
-    return [(radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)]
+    return [
+        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a))
+        for i, a in enumerate(angles)
+    ]
 
 
 def _triangle(rng: np.random.Generator) -> list[Point]:
@@ -285,7 +306,9 @@ class _Painter:
     def __init__(self, rng: np.random.Generator, width: int, height: int, background: str) -> None:
         self.rng, self.width, self.height = rng, width, height
         self.scale = 1 if rng.random() < 0.15 else 2  # 1: hard, jagged edges
-        fill = _shade(rng, BACKGROUNDS[background], 0 if background == "white" and rng.random() < 0.7 else 4)
+        fill = _shade(
+            rng, BACKGROUNDS[background], 0 if background == "white" and rng.random() < 0.7 else 4
+        )
         self.canvas = Image.new("RGB", (width * self.scale, height * self.scale), fill)
         self.draw = ImageDraw.Draw(self.canvas)
         self.edge = _pick(rng, ("none", "dark", "same"), (0.8, 0.1, 0.1))
@@ -306,7 +329,12 @@ class _Painter:
         points = [(x + px * radius, y + py * radius) for px, py in outline(shape, self.rng)]
         self._fill(points, self._color(color))
         xs, ys = [p[0] for p in points], [p[1] for p in points]
-        box = (min(xs) / self.width, min(ys) / self.height, max(xs) / self.width, max(ys) / self.height)
+        box = (
+            min(xs) / self.width,
+            min(ys) / self.height,
+            max(xs) / self.width,
+            max(ys) / self.height,
+        )
         return SceneObject(shape, color, size, cell, box)
 
     def _radius(self, size: str) -> float:
@@ -326,14 +354,22 @@ class _Painter:
         self.draw.polygon(scaled, fill=color)
         if self.edge != "none":
             edge = tuple(int(c * (0.55 if self.edge == "same" else 0.1)) for c in color)
-            self.draw.line([*scaled, scaled[0]], fill=edge, width=max(1, round(self.width * self.scale / 200)))
+            self.draw.line(
+                [*scaled, scaled[0]], fill=edge, width=max(1, round(self.width * self.scale / 200))
+            )
 
     def finish(self) -> Image.Image:
         """The picture at its size, with the blur, grain and compression that files come with."""
         rng = self.rng
-        picture = self.canvas.resize((self.width, self.height), Image.Resampling.BOX) if self.scale > 1 else self.canvas
+        picture = (
+            self.canvas.resize((self.width, self.height), Image.Resampling.BOX)
+            if self.scale > 1
+            else self.canvas
+        )
         if rng.random() < 0.25:
-            picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)) * self.width / 300))
+            picture = picture.filter(
+                ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)) * self.width / 300)
+            )
         if rng.random() < 0.2:
             grain = rng.normal(0, float(rng.uniform(1, 6)), (self.height, self.width, 1))
             picture = Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8))

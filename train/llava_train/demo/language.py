@@ -25,8 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llava_cli.conversation import Conversation
 from llava_cli.prompts import FORMATS, prompt_text, render
+from llava_train import attention
 from llava_train.labels import IGNORE_INDEX, Encoder
-from llava_train.scene_text import as_typed, brief, captions, conversation, detail, reasoning
+from llava_train.scene_text import as_typed, captions, conversation, detail, reasoning
 from llava_train.scenes import Scene, sample_layout
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -72,8 +73,6 @@ def dialogue(scene: Scene, rng: np.random.Generator) -> Conversation:
     turns += reasoning(scene, rng)[:1]
     if rng.random() < 0.4:
         turns.append(detail(scene, rng))
-    if rng.random() < 0.4:
-        turns.append(brief(scene, rng))
     order = rng.permutation(len(turns))
     result = Conversation()
     for i, turn in enumerate(turns[j] for j in order):
@@ -133,7 +132,9 @@ def batches(
         rows = []
         for index in range(start, start + settings.batch_size):
             scene, rng = scene_of(settings.seed + 1, index)
-            rows.append((f"scene {index}", render(dialogue(scene, rng), PROMPT_FORMAT, complete=True)))
+            rows.append(
+                (f"scene {index}", render(dialogue(scene, rng), PROMPT_FORMAT, complete=True))
+            )
         encoded = encoder.encode_many(rows)
         longest = max(len(e.ids) for e in encoded)
         ids = torch.full((len(rows), longest), pad)
@@ -165,13 +166,20 @@ def train_language_model(out: Path, settings: LanguageSettings) -> None:
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    attention.use(model.model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     encoder = Encoder(tokenizer)
     with (out / "log.jsonl").open("w") as log:
         for step, (ids, labels) in enumerate(batches(encoder, settings, tokenizer.pad_token_id, 0)):
             began = time.perf_counter()
             warm = min(1.0, (step + 1) / settings.warmup_steps)
-            rate = settings.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+            rate = (
+                settings.lr
+                * warm
+                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16):
@@ -183,7 +191,14 @@ def train_language_model(out: Path, settings: LanguageSettings) -> None:
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": round(loss.item(), 4), "tokens": ids.numel(), "lr": rate, "grad_norm": round(float(norm), 3)}
+            row = {
+                "step": step,
+                "loss": round(loss.item(), 4),
+                "tokens": ids.numel(),
+                "lr": rate,
+                "grad_norm": round(float(norm), 3),
+            }
             log.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
             log.flush()
+    model.config._attn_implementation = "sdpa"
     model.save_pretrained(final)

@@ -34,7 +34,14 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 PAD_COLOR = (122, 116, 104)
 """CLIP's mean colour, as LLaVA 1.5 pads a picture to a square."""
 
-PATCH_HEADS = {"shape": len(SHAPES) + 1, "color": len(COLORS) + 1, "size": len(SIZES) + 1, "cell": len(CELLS) + 1, "centre": 2, "odd": 2}
+PATCH_HEADS = {
+    "shape": len(SHAPES) + 1,
+    "color": len(COLORS) + 1,
+    "size": len(SIZES) + 1,
+    "cell": len(CELLS) + 1,
+    "centre": 2,
+    "odd": 2,
+}
 PICTURE_HEADS = {"count": 10, "background": len(BACKGROUNDS), "any odd": 2}
 
 
@@ -90,7 +97,14 @@ def patch_labels(scene: Scene, scale: float, left: float, top: float) -> np.ndar
         x1, x2 = (v * scene.width * scale + left for v in (o.box[0], o.box[2]))
         y1, y2 = (v * scene.height * scale + top for v in (o.box[1], o.box[3]))
         row, column = (min(GRID - 1, int((a + b) / 2 / PATCH_PX)) for a, b in ((y1, y2), (x1, x2)))
-        kind = (1 + SHAPES.index(o.shape), 1 + list(COLORS).index(o.color), 1 + SIZES.index(o.size), 1 + o.cell, 0, int(i == scene.odd))
+        kind = (
+            1 + SHAPES.index(o.shape),
+            1 + list(COLORS).index(o.color),
+            1 + SIZES.index(o.size),
+            1 + o.cell,
+            0,
+            int(i == scene.odd),
+        )
         inside_x = [c for c in range(GRID) if x1 <= (c + 0.5) * PATCH_PX <= x2]
         inside_y = [r for r in range(GRID) if y1 <= (r + 0.5) * PATCH_PX <= y2]
         for r in inside_y:
@@ -109,7 +123,13 @@ def _draw_range(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.n
         square, scale, left, top = to_square(picture)
         pixels.append(square)
         patches.append(patch_labels(scene, scale, left, top))
-        pictures.append((len(scene.objects), list(BACKGROUNDS).index(scene.background), int(scene.odd is not None)))
+        pictures.append(
+            (
+                len(scene.objects),
+                list(BACKGROUNDS).index(scene.background),
+                int(scene.odd is not None),
+            )
+        )
     return np.stack(pixels), np.stack(patches), np.array(pictures, np.uint8)
 
 
@@ -117,8 +137,14 @@ def draw(out: Path, settings: TowerSettings, workers: int) -> None:
     """Write pixels.npy (S, P, P, 3), patches.npy (S, N, heads) and pictures.npy (S, heads)."""
     out.mkdir(parents=True, exist_ok=True)
     n, chunk = settings.scenes, 500
-    shapes = {"pixels": (n, IMAGE_PX, IMAGE_PX, 3), "patches": (n, GRID * GRID, len(PATCH_HEADS)), "pictures": (n, len(PICTURE_HEADS))}
-    arrays = {k: np.lib.format.open_memmap(out / f"{k}.npy", "w+", np.uint8, v) for k, v in shapes.items()}
+    shapes = {
+        "pixels": (n, IMAGE_PX, IMAGE_PX, 3),
+        "patches": (n, GRID * GRID, len(PATCH_HEADS)),
+        "pictures": (n, len(PICTURE_HEADS)),
+    }
+    arrays = {
+        k: np.lib.format.open_memmap(out / f"{k}.npy", "w+", np.uint8, v) for k, v in shapes.items()
+    }
     jobs = [(settings.seed, i, min(i + chunk, n)) for i in range(0, n, chunk)]
     with ProcessPoolExecutor(workers) as pool:
         for (_, start, stop), parts in zip(jobs, pool.map(_draw_range, jobs), strict=True):
@@ -144,7 +170,9 @@ class LabelledTower(nn.Module):
         return self.patch_heads(patches), self.picture_heads(out.pooler_output)
 
 
-def loss_of(model: LabelledTower, pixels: Tensor, patches: Tensor, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_of(
+    model: LabelledTower, pixels: Tensor, patches: Tensor, pictures: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Summed cross entropies; and the accuracies, patch ones over patches that show an object.
 
     pixels (B, 3, P, P), patches (B, N, heads), pictures (B, heads).
@@ -154,21 +182,29 @@ def loss_of(model: LabelledTower, pixels: Tensor, patches: Tensor, pictures: Ten
     weight = torch.where(shown, 1.0, 0.15)
     loss = patch_logits.new_zeros((), dtype=torch.float32)
     accuracy: dict[str, Tensor] = {}
-    for i, (name, logits) in enumerate(zip(PATCH_HEADS, patch_logits.split(list(PATCH_HEADS.values()), -1), strict=True)):
+    for i, (name, logits) in enumerate(
+        zip(PATCH_HEADS, patch_logits.split(list(PATCH_HEADS.values()), -1), strict=True)
+    ):
         target = patches[..., i].long()
-        each = nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
+        each = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), target.flatten(), reduction="none"
+        )
         loss = loss + (each * weight.flatten()).sum() / weight.sum()
         accuracy[name] = (logits.argmax(-1) == target)[shown].float().mean()
-    for i, (name, logits) in enumerate(zip(PICTURE_HEADS, picture_logits.split(list(PICTURE_HEADS.values()), -1), strict=True)):
+    for i, (name, logits) in enumerate(
+        zip(PICTURE_HEADS, picture_logits.split(list(PICTURE_HEADS.values()), -1), strict=True)
+    ):
         target = pictures[:, i].long()
         loss = loss + 0.2 * nn.functional.cross_entropy(logits.float(), target)
         accuracy[name] = (logits.argmax(-1) == target).float().mean()
     return loss, accuracy
 
 
-def batches(data: Path, settings: TowerSettings, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(
+    data: Path, settings: TowerSettings, epoch: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Shuffled batches of one epoch with colour and brightness jitter, a function of (seed, epoch)."""
-    arrays = [np.load(data / f"{k}.npy", mmap_mode="r") for k in ("pixels", "patches", "pictures")]
+    arrays = [np.load(data / f"{k}.npy") for k in ("pixels", "patches", "pictures")]
     rng = np.random.default_rng([settings.seed, epoch])
     order = rng.permutation(settings.scenes)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
@@ -185,7 +221,9 @@ def batches(data: Path, settings: TowerSettings, epoch: int) -> Iterator[tuple[T
 def mirror_labels(patches: Tensor) -> Tensor:
     """Patch labels (B, N, heads) of the picture mirrored left to right."""
     grid = patches.unflatten(1, (GRID, GRID)).flip(2).flatten(1, 2).clone()
-    names = torch.tensor([0, *(1 + 3 * (i // 3) + 2 - i % 3 for i in range(len(CELLS)))], dtype=torch.uint8)
+    names = torch.tensor(
+        [0, *(1 + 3 * (i // 3) + 2 - i % 3 for i in range(len(CELLS)))], dtype=torch.uint8
+    )
     grid[..., 3] = names[grid[..., 3].long()]
     return grid
 
@@ -199,7 +237,9 @@ def train_tower(out: Path, settings: TowerSettings, workers: int) -> None:
     model = LabelledTower(tower_config(settings))
     per_epoch = settings.scenes // settings.batch_size
     total = per_epoch * settings.epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+    )
 
     def factor(step: int) -> float:
         if step < settings.warmup_steps:
@@ -226,10 +266,23 @@ def train_tower(out: Path, settings: TowerSettings, workers: int) -> None:
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                row = {"step": step, "loss": round(loss.item(), 4), **{k: round(v.item(), 4) for k, v in accuracy.items()}}
-                log.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
+                row = {
+                    "step": step,
+                    "loss": round(loss.item(), 4),
+                    **{k: round(v.item(), 4) for k, v in accuracy.items()},
+                }
+                log.write(
+                    json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n"
+                )
                 log.flush()
             aside = state_file.with_suffix(".tmp")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}, aside)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epoch": epoch + 1,
+                },
+                aside,
+            )
             aside.replace(state_file)
     model.tower.save_pretrained(out / "model")
