@@ -20,7 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llava_train.scene_text import BRIEF, Turn, as_typed, captions, conversation, detail, reasoning
+from llava_train.scene_phrases import BRIEF
+from llava_train.scene_questions import Turn, as_typed, conversation, detail, reasoning
+from llava_train.scene_text import captions
 from llava_train.scenes import Scene, sample_scene
 
 ImageFormat = Literal["png", "jpg"]
@@ -100,7 +102,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 def coco(scenes: list[Scene], names: list[str]) -> dict[str, Any]:
     """COCO's captions file, with COCO's instances (boxes in pixels: x, y, width, height) beside."""
-    images, annotations, instances = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
     categories = sorted({o.shape for s in scenes for o in s.objects})
     for i, (scene, name) in enumerate(zip(scenes, names, strict=True)):
         images.append({"id": i, "file_name": name, "width": scene.width, "height": scene.height})

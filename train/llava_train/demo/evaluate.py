@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from llava_train.scene_text import (
-    COUNT,
-    DETAIL,
-    UNUSUAL,
+from llava_train.scene_phrases import COUNT, DETAIL, UNUSUAL
+from llava_train.scene_questions import (
     as_typed,
     color_question,
     position_question,

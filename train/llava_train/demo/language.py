@@ -27,7 +27,8 @@ from llava_cli.conversation import Conversation
 from llava_cli.prompts import FORMATS, prompt_text, render
 from llava_train import attention
 from llava_train.labels import IGNORE_INDEX, Encoder
-from llava_train.scene_text import as_typed, captions, conversation, detail, reasoning
+from llava_train.scene_questions import as_typed, conversation, detail, reasoning
+from llava_train.scene_text import captions
 from llava_train.scenes import Scene, sample_layout
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -105,7 +106,7 @@ def make_tokenizer(out: Path, settings: LanguageSettings) -> PreTrainedTokenizer
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[bos]
     )
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
