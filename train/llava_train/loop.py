@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from llava_cli.errors import LlavaError, OutOfMemory
 from llava_cli.prompts import FORMATS
-from llava_train import checkpoint, dataset
+from llava_train import attention, checkpoint, dataset
 from llava_train.assemble import Parts, assemble
 from llava_train.checkpoint import Identity
 from llava_train.dataset import Batch, EncodedData, Loader, Plan
@@ -98,6 +98,10 @@ def train(
     stop = plan.steps if max_steps is None else min(max_steps, plan.steps)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parts.model.to(where)
+    if where.type == "cpu" and recipe.precision == "bfloat16":
+        attention.use(parts.model.model.language_model)
+    if recipe.compile:
+        parts.model.model.language_model.compile(dynamic=True)
     weights = dict(item for name in MODULES for item in parts.parameters(name))
     optimizer = build_optimizer(parts, recipe)
     identity = Identity(recipe.fingerprint(), encoded.fingerprint, parts.source)
