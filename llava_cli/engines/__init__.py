@@ -1,0 +1,97 @@
+"""From the files of a model to an engine that answers.
+
+The choice is an `if` on the files' format. Importing this package loads no heavy library; `load`
+does, and says what to install where one is missing.
+"""
+
+from __future__ import annotations
+
+from llava_cli.engines.base import Engine
+from llava_cli.errors import LlavaError, MissingDependency, ModelInvalid, UsageError
+from llava_cli.models.files import ModelFiles
+
+__all__ = ["Engine", "load"]
+
+
+def load(
+    files: ModelFiles,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    prompt_format: str | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+    kv_type: str | None = None,
+    flash_attention: bool | None = None,
+) -> Engine:
+    """Load a model into the engine of its format.
+
+    `dtype` (float32, bfloat16, float16) is the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0)
+    and `flash_attention` are the GGUF engine's; `context` bounds the positions of both.
+    """
+    if engine not in ("auto", "gguf", "torch"):
+        raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
+    wanted = "gguf" if files.format == "gguf" else "torch"
+    if engine not in ("auto", wanted):
+        raise ModelInvalid(
+            f"the {engine} engine cannot read {files.reference}", f"use --engine {wanted}"
+        )
+    if wanted == "gguf":
+        return _gguf(files, device, threads, prompt_format, context, kv_type, flash_attention)
+    return _torch(files, device, threads, prompt_format, context, dtype)
+
+
+def _gguf(
+    files: ModelFiles,
+    device: str,
+    threads: int | None,
+    prompt_format: str | None,
+    context: int | None,
+    kv_type: str | None,
+    flash_attention: bool | None,
+) -> Engine:
+    try:
+        from llava_cli.engines.gguf.engine import GgufEngine
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"the GGUF engine needs {error.name}", "pip install llama-cpp-python"
+        ) from error
+    except (OSError, RuntimeError) as error:  # a shared library that does not load
+        raise LlavaError(
+            f"llama.cpp cannot be loaded: {error}",
+            "install it again: pip install --force-reinstall llama-cpp-python",
+        ) from error
+    return GgufEngine(
+        files,
+        device=device,
+        threads=threads,
+        prompt_format=prompt_format,
+        context=context,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+    )
+
+
+def _torch(
+    files: ModelFiles,
+    device: str,
+    threads: int | None,
+    prompt_format: str | None,
+    context: int | None,
+    dtype: str | None,
+) -> Engine:
+    try:
+        from llava_cli.engines.pytorch import TorchEngine
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
+        ) from error
+    return TorchEngine(
+        files,
+        device=device,
+        threads=threads,
+        prompt_format=prompt_format,
+        context=context,
+        dtype=dtype,
+    )

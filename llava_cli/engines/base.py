@@ -116,7 +116,7 @@ class Engine(Protocol):
         ...
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
-        """Token ids of the prompt with the string "image" at each image slot (for parity checks)."""
+        """Ids of the prompt, with the string "image" at each image slot (for parity checks)."""
         ...
 
     def close(self) -> None:
