@@ -31,12 +31,12 @@ def resolve(
     offline: bool = False,
     revision: str | None = None,
 ) -> ModelFiles:
-    """Find the files of a model; None is the bundled one.
+    """Find the files of a model; None, or its name, is the bundled one.
 
     `engine` (`auto`, `gguf`, `torch`) matters where a reference has files for both.
     """
     projector = Path(mmproj).expanduser() if mmproj else None
-    if reference is None:
+    if reference is None or reference == BUNDLED:
         return _checked_engine(_bundled(engine, projector), engine)
     path = Path(reference).expanduser()
     if _is_there(path):
