@@ -1,4 +1,4 @@
-"""Prompt formats as data, and the one rendering of a conversation that inference and training share.
+"""Prompt formats as data, and the one rendering of a conversation, for inference and training.
 
 `render` turns a conversation into segments: texts (each knows whether it bears loss in training and
 whether it is a special token that the format itself writes) and image slots. `runs` merges segments
@@ -84,9 +84,7 @@ class PromptFormat:
     """Texts that end an answer."""
 
 
-_POLITE = (
-    "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
-)
+_POLITE = "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
 _CURIOUS = "A chat between a curious {who} and an artificial intelligence assistant. "
 _ABLE = (
     "able to understand the visual content that the user provides, and assist the user with a "

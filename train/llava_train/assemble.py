@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava_cli import models
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
 from llava_cli.pixels import PixelConfig
 from llava_train import connectors
@@ -87,7 +90,9 @@ def assemble(
 
 
 def locate(reference: str | Path | None) -> Path:
-    """The folder of a reference; one on the Hub is fetched."""
+    """The folder of a reference, the bundled model's name included; one on the Hub is fetched."""
+    if reference == models.BUNDLED:
+        return models.resolve(models.BUNDLED, engine="torch").path
     path = Path(str(reference)).expanduser()
     if path.is_dir():
         return path / "model" if (path / "model" / "config.json").is_file() else path
@@ -131,9 +136,7 @@ def _continued(recipe: Recipe, folder: Path) -> Parts:
     return _parts(recipe, model, tokenizer, folder, [folder])
 
 
-def _composed(
-    recipe: Recipe, folder: Path, vision_tower: str | Path | None, whole: bool
-) -> Parts:
+def _composed(recipe: Recipe, folder: Path, vision_tower: str | Path | None, whole: bool) -> Parts:
     """A language model and a vision tower with a new connector between them."""
     from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
@@ -214,15 +217,38 @@ def _freeze(parts: Parts, recipe: Recipe) -> None:
 def _load(kind: Any, folder: Path) -> Any:
     """A model in float32 from safetensors; anything wrong with it is one clear error."""
     try:
-        return kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            attn_implementation="sdpa", local_files_only=True,
-        )  # fmt: skip
+        with _quiet_transformers():
+            model, report = kind.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                attn_implementation="sdpa", local_files_only=True, output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         text = str(error).strip().split("\n")[0]
         raise ModelInvalid(
             f"{folder} cannot be loaded: {text}", "It needs config.json and safetensors."
         ) from error
+    missing = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
+    if missing:  # transformers would go on with random values there
+        raise ModelInvalid(
+            f"{folder} lacks {len(missing)} tensors, {missing[0]} first.", "Fetch the model again."
+        )
+    return model
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and remarks: what matters here is raised."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _tower(folder: Path) -> Any:
@@ -246,7 +272,9 @@ def _tokenizer(folder: Path) -> Any:
             folder, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError, KeyError, LlavaError) as error:
-        raise ModelInvalid(f"{folder}: no tokenizer: {error}", "It needs tokenizer.json.") from error
+        raise ModelInvalid(
+            f"{folder}: no tokenizer: {error}", "It needs tokenizer.json."
+        ) from error
     tokenizer.padding_side = "right"
     return tokenizer
 

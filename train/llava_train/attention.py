@@ -47,9 +47,9 @@ class _BlockCausal(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grads
         q, k, v, out, *probabilities = ctx.saved_tensors
-        inner = (grad.float() * out.float()).sum(-1, keepdim=True).to(grad.dtype)  # (N, S, 1)
+        sums = torch.promote_types(grad.dtype, torch.float32)  # sums lose no bits
+        inner = (grad.to(sums) * out).sum(-1, keepdim=True).to(grad.dtype)  # (N, S, 1)
         grad_q = torch.empty_like(q)
-        sums = torch.promote_types(grad.dtype, torch.float32)  # sums over blocks lose no bits
         grad_k, grad_v = torch.zeros_like(k, dtype=sums), torch.zeros_like(v, dtype=sums)
         for number, weights in enumerate(probabilities):
             start = number * _BLOCK

@@ -28,7 +28,7 @@ from llava_cli.conversation import Conversation
 from llava_cli.errors import DataError, ImageError
 from llava_cli.images import Image
 from llava_cli.pixels import PixelConfig, normalise, prepare
-from llava_cli.prompts import PromptFormat, render
+from llava_cli.prompts import PromptFormat, Segment, render
 from llava_train.labels import IGNORE_INDEX, IMAGE_TOKEN, Encoder
 from llava_train.recipe import Recipe
 
@@ -195,8 +195,8 @@ def encode(
     cut = 0
     for start in range(0, len(samples), _CHUNK):
         chunk = samples[start : start + _CHUNK]
-        rendered = [(sample.name, _rendered(sample, prompt_format)) for sample in chunk]
-        for encoded in encoder.encode_many(rendered):
+        written = [(sample.name, rendered(sample, prompt_format)) for sample in chunk]
+        for encoded in encoder.encode_many(written):
             ids = np.array(encoded.ids, np.int32)
             keep = _first_of_each_picture(ids, encoder)
             tokens.append(ids[keep])
@@ -216,14 +216,15 @@ def encode(
     )  # fmt: skip
 
 
-def _rendered(sample: Sample, prompt_format: PromptFormat) -> Any:
+def rendered(sample: Sample, prompt_format: PromptFormat) -> tuple[Segment, ...]:
+    """A sample written down in a format."""
     if not prompt_format.reads_question and (len(sample.turns) != 2 or not sample.image):
         raise DataError(
             f"Sample {sample.name}: the prompt format {prompt_format.name} takes one picture, one "
             "question and one answer.",
             "Choose another prompt_format for conversations.",
         )
-    return render(sample.conversation(_PLACE), prompt_format, complete=True)
+    return render(sample.conversation(PLACE), prompt_format, complete=True)
 
 
 def _first_of_each_picture(ids: npt.NDArray[np.int32], encoder: Encoder) -> npt.NDArray[np.bool_]:
@@ -245,7 +246,7 @@ def _picture(sample: Sample, images: Path | None) -> Path | None:
     return path
 
 
-_PLACE = Image(source="the sample's picture", kind="memory")
+PLACE = Image(source="the sample's picture", kind="memory")
 """Stands where a sample's picture goes while it is rendered; nothing is decoded for that."""
 
 

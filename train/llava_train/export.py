@@ -28,6 +28,31 @@ _NAMES = (
     (r"^lm_head\.", "language_model.lm_head."),
 )
 """Names in memory -> names on disk, first match."""
+_TEMPLATE = """
+{% if messages[0]['role'] == 'system' %}
+{% set first = messages[0]['content'] %}
+{% set system = first if first is string else first[0]['text'] %}
+{% set turns = messages[1:] %}
+{% else %}
+{% set system = @system@ %}
+{% set turns = messages %}
+{% endif %}
+{{ @system_open@ + system + @system_close@ if system else '' }}
+{% for turn in turns %}
+{% set said = turn['content'] %}
+{% set parts = [{'type': 'text', 'text': said}] if said is string else said %}
+{{ @user_open@ if turn['role'] == 'user' else @header@ + @answer_open@ }}
+{% for part in parts if part['type'] == 'image' %}
+{{ @image_open@ + '<image>' + @image_close@ + @image_gap@ }}
+{% endfor %}
+{% for part in parts if part['type'] == 'text' %}
+{{ part['text'] }}
+{% endfor %}
+{{ @user_close@ if turn['role'] == 'user' else @answer_close@ }}
+{% endfor %}
+{{ @header@ if add_generation_prompt else '' }}
+"""
+"""A chat template (Jinja); lines are joined, @name@ is that text of the prompt format."""
 _SHARD = 4 * 2**30
 """Bytes of one weight file."""
 
@@ -41,7 +66,7 @@ def export(
     prompt_format: str,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the model, its tokenizer and its processor; the folder appears complete or not at all."""
+    """Write the model, its tokenizer and its processor; all of the folder or nothing."""
     aside = folder.with_name(f".{folder.name}-writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -91,16 +116,17 @@ def _weights(folder: Path, model: Any, dtype: torch.dtype) -> None:
         shards[-1][name] = tensor
         room -= tensor.nbytes
         total += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", {"format": "pt"})
-        return
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        if len(shards) == 1:
+            file = "model.safetensors"
         save_file(shard, folder / file, {"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors lets nobody else read it
         index |= dict.fromkeys(shard, file)
-    document = {"metadata": {"total_size": total}, "weight_map": index}
-    _write(folder / "model.safetensors.index.json", document)
+    if len(shards) > 1:
+        document = {"metadata": {"total_size": total}, "weight_map": index}
+        _write(folder / "model.safetensors.index.json", document)
 
 
 def _config(folder: Path, model: Any, dtype: torch.dtype, prompt_format: str) -> None:
@@ -133,19 +159,19 @@ def _processor(
     )
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # for readers of the older layout
-    generation = model.generation_config.to_dict() if model.generation_config else {}
-    generation |= {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    _write(folder / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
 
 
 def image_processor(pixels: PixelConfig) -> Any:
     """transformers' processor that prepares pictures as `llava_cli.pixels` does."""
-    from transformers import CLIPImageProcessor, LlavaImageProcessor
+    import transformers
 
+    # The forms without torchvision, where this release has them: what is saved is the same.
+    clip, llava = (
+        getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+        for name in ("CLIPImageProcessor", "LlavaImageProcessor")
+    )
     square = {"height": pixels.size, "width": pixels.size}
     values: dict[str, Any] = {
         "image_mean": list(pixels.mean),
@@ -153,41 +179,24 @@ def image_processor(pixels: PixelConfig) -> Any:
         "resample": pixels.resample,
     }
     if pixels.aspect == "pad":
-        return LlavaImageProcessor(
-            do_pad=True, size={"shortest_edge": pixels.size}, crop_size=square, **values
-        )
+        return llava(do_pad=True, size={"shortest_edge": pixels.size}, crop_size=square, **values)
     if pixels.aspect == "crop":
-        return CLIPImageProcessor(
+        return clip(
             size={"shortest_edge": pixels.size}, crop_size=square, do_center_crop=True, **values
         )
-    return CLIPImageProcessor(size=square, do_center_crop=False, **values)
+    return clip(size=square, do_center_crop=False, **values)
 
 
 def chat_template(form: PromptFormat) -> str | None:
-    """The format as a chat template for other programs; None where it has no turns."""
+    """The format as a chat template for other programs; None where it has no turns.
+
+    They tokenise it as one text; our own engines never use it.
+    """
     if not form.reads_question or form.system_in_user:
         return None
     quoted = {key: json.dumps(value) for key, value in vars(form).items() if isinstance(value, str)}
-    # Written by hand where a template is tokenised as one text; our own engines never use it.
-    return (
-        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}"
-        "{% set system = s if s is string else s[0]['text'] %}{% set turns = messages[1:] %}"
-        f"{{% else %}}{{% set system = {quoted['system']} %}}{{% set turns = messages %}}{{% endif %}}"
-        f"{{{{ {quoted['system_open']} + system + {quoted['system_close']} if system else '' }}}}"
-        "{% for turn in turns %}{% if turn['role'] == 'user' %}"
-        f"{{{{ {quoted['user_open']} }}}}"
-        "{% if turn['content'] is string %}{{ turn['content'] }}{% else %}"
-        "{% for part in turn['content'] if part['type'] == 'image' %}"
-        f"{{{{ {quoted['image_open']} + '<image>' + {quoted['image_close']} + {quoted['image_gap']} }}}}"
-        "{% endfor %}{% for part in turn['content'] if part['type'] == 'text' %}"
-        "{{ part['text'] }}{% endfor %}{% endif %}"
-        f"{{{{ {quoted['user_close']} }}}}"
-        f"{{% else %}}{{{{ {quoted['header']} + {quoted['answer_open']} }}}}"
-        "{% if turn['content'] is string %}{{ turn['content'] }}{% else %}"
-        "{% for part in turn['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
-        f"{{{{ {quoted['answer_close']} }}}}{{% endif %}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {quoted['header']} }}}}{{% endif %}}"
-    )
+    template = "".join(line.strip() for line in _TEMPLATE.splitlines())
+    return re.sub(r"@(\w+)@", lambda match: quoted[match[1]], template)
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom: load, freeze, batches, loss, step, log, checkpoint, export.
+"""The training loop, top to bottom: load, freeze, batches, loss, step, log, checkpoint, export.
 
 One optimizer step sees one global batch; its loss is the sum over all answer tokens of that batch
 divided by their number, however it is cut into micro-batches. Not here: data (`dataset.py`),
@@ -155,9 +155,7 @@ def load_data(
     encoder = Encoder(parts.tokenizer, image_tokens=parts.image_tokens, max_length=limit)
     samples = dataset.read([Path(path) for path in data])
     folder = None if images is None else Path(images)
-    encoded = dataset.encode(
-        samples, folder, encoder, FORMATS[recipe.prompt_format], parts.pad_id
-    )
+    encoded = dataset.encode(samples, folder, encoder, FORMATS[recipe.prompt_format], parts.pad_id)
     note(
         f"{len(encoded)} samples, {int(encoded.lengths.sum())} positions, "
         f"{int(encoded.loss.sum())} of them bear loss."
@@ -178,9 +176,7 @@ def build_optimizer(parts: Parts, recipe: Recipe) -> torch.optim.AdamW:
                 decay = recipe.weight_decay if decays else 0.0
                 lr = recipe.lr_of(name)
                 groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
-    return torch.optim.AdamW(
-        groups, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
 
 
 def lr_factor(recipe: Recipe, step: int, total: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -37,7 +38,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "export_dtype": ("float32", "bfloat16", "float16"),
     "grouping": ("none", "length", "modality"),
 }
-_FREE = frozenset({"name", "workers", "prefetch", "pixel_cache_mb", "save_every", "save_every_s",
+FREE = frozenset({"name", "workers", "prefetch", "pixel_cache_mb", "save_every", "save_every_s",
                    "keep", "export_dtype", "compile"})  # fmt: skip
 """Fields that do not change what is learnt, so that a resumed run may change them."""
 
@@ -129,7 +130,7 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """Digest of every field that decides what is learnt."""
-        deciding = {key: value for key, value in asdict(self).items() if key not in _FREE}
+        deciding = {key: value for key, value in asdict(self).items() if key not in FREE}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
@@ -196,7 +197,9 @@ def _parsed(key: str, text: str) -> Any:
         return kind(text)
     except (KeyError, ValueError) as error:
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-        raise UsageError(f"--set {key}: {text!r} is not {wanted}.", f"{key} is {wanted}.") from error
+        raise UsageError(
+            f"--set {key}: {text!r} is not {wanted}.", f"{key} is {wanted}."
+        ) from error
 
 
 def _field_type(key: str, where: str) -> type:
@@ -228,6 +231,10 @@ def _checked(recipe: Recipe) -> Recipe:
             raise UsageError(f"{key} must be at least 1.", f"Give {key} = 1 or more.")
     for field in fields(recipe):
         value = getattr(recipe, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(
+                f"{field.name} = {value} is not a finite number.", f"Correct {field.name}."
+            )
         if field.name != "feature_layer" and isinstance(value, (int, float)) and value < 0:
             raise UsageError(f"{field.name} = {value} is below zero.", "Give 0 or more.")
     if not any(recipe.trains(module) for module in MODULES):

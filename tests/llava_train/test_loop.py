@@ -1,0 +1,265 @@
+"""The loop: losses equal to transformers' own, freeze maps that freeze, exact accumulation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llava_cli.errors import LlavaError, UsageError
+from llava_train import attention, dataset, loop
+from llava_train.assemble import Parts, assemble
+from llava_train.recipe import MODULES, Recipe
+
+RECIPE = Recipe(
+    batch=6, micro_batch=3, lr=1e-3, precision="float32", workers=1, prefetch=1, save_every=0
+)
+CPU = torch.device("cpu")
+Built = Callable[..., Parts]
+
+
+@pytest.fixture
+def build(language_model: Path, vision_tower: Path) -> Built:
+    def make(recipe: Recipe = RECIPE) -> Parts:
+        return assemble(recipe, model=language_model, vision_tower=vision_tower)
+
+    return make
+
+
+def loader_of(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> dataset.Loader:
+    encoded = loop.load_data(recipe, parts, [data], pictures)
+    return dataset.Loader(encoded, parts.pixels, recipe)
+
+
+def transformers_loss(model: Any, batch: dataset.Batch) -> torch.Tensor:
+    """The stock forward: its own mask, its own scatter, logits everywhere, its own loss."""
+    lengths = (batch.ids != 0).sum(1)  # 0 is no id of a row's own end: see the padding below
+    mask = torch.arange(batch.ids.shape[1]) < lengths[:, None]
+    out = model(
+        input_ids=batch.ids,
+        attention_mask=mask.long(),
+        pixel_values=batch.pixels,
+        labels=batch.labels,
+    )
+    return torch.as_tensor(out.loss) * batch.answer_tokens
+
+
+@pytest.mark.parametrize("layer", [-2, -1, 1])
+@pytest.mark.parametrize("select", ["default", "full"])
+def test_loss_and_gradients_equal_transformers_own(
+    build: Built, talks: Path, pictures: Path, layer: int, select: str
+) -> None:
+    recipe = replace(RECIPE, feature_layer=layer, select=select, train_vision_tower=True)
+    parts = build(recipe)
+    batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(12))  # mixed with text-only
+    batch = replace(batch, ids=batch.ids.masked_fill(batch.ids == parts.pad_id, 0))
+    assert batch.pixels is not None and len(batch.pixels) == 9
+    ours, theirs = (
+        _loss_and_grads(parts, loop.answer_loss, batch),
+        _loss_and_grads(parts, transformers_loss, batch),
+    )
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert ours[1].keys() == theirs[1].keys()
+    for name, grad in ours[1].items():
+        torch.testing.assert_close(grad, theirs[1][name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def _loss_and_grads(
+    parts: Parts, loss: Callable[[Any, dataset.Batch], torch.Tensor], batch: dataset.Batch
+) -> tuple[float, dict[str, torch.Tensor]]:
+    parts.model.zero_grad(set_to_none=True)
+    value = loss(parts.model, batch)
+    value.backward()
+    grads = {
+        name: parameter.grad.clone()
+        for name, parameter in parts.model.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().max() > 0
+    }
+    return float(value.detach()), grads
+
+
+def test_text_alone_and_pictures_alone_equal_transformers_own(
+    build: Built, talks: Path, pictures: Path
+) -> None:
+    parts = build()
+    loader = loader_of(RECIPE, parts, talks, pictures)
+    for rows in ([3, 7, 11], [0, 1, 2]):
+        batch = loader.batch(np.array(rows))
+        batch = replace(batch, ids=batch.ids.masked_fill(batch.ids == parts.pad_id, 0))
+        assert (batch.pixels is None) == (rows[0] == 3)
+        ours = float(loop.answer_loss(parts.model, batch).detach())
+        assert ours == pytest.approx(
+            float(transformers_loss(parts.model, batch).detach()), rel=1e-6
+        )
+
+
+def test_micro_batches_do_not_change_the_update(build: Built, talks: Path, pictures: Path) -> None:
+    """Sum over the global batch's answer tokens, never a mean of means."""
+    results = []
+    for size in (6, 4, 1):
+        recipe = replace(RECIPE, micro_batch=size)
+        parts = build(recipe)
+        loader = loader_of(recipe, parts, talks, pictures)
+        rows = np.arange(6)
+        micro = [loader.batch(rows[i : i + size]) for i in range(0, 6, size)]
+        optimizer = torch.optim.SGD(
+            [{"params": [p for _, p in parts.parameters("connector")], "lr": 1, "base_lr": 1.0}]
+        )
+        line = loop.one_step(parts, replace(recipe, warmup=0.0), optimizer, micro, 1, 10, CPU)
+        weight = parts.model.model.multi_modal_projector.linear_1.weight.detach().clone()
+        results.append((line, weight))
+    for line, weight in results[1:]:
+        assert line.loss == pytest.approx(results[0][0].loss, rel=1e-6)
+        assert line.answer_tokens == results[0][0].answer_tokens
+        torch.testing.assert_close(weight, results[0][1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        ("connector",),
+        ("connector", "language_model"),
+        ("vision_tower", "connector"),
+        ("vision_tower",),
+        ("language_model",),
+    ],
+)
+@pytest.mark.parametrize("connector", ["mlp2x_gelu", "linear"])
+def test_the_freeze_map_really_freezes(
+    build: Built, talks: Path, pictures: Path, trained: tuple[str, ...], connector: str
+) -> None:
+    chosen: dict[str, Any] = {f"train_{name}": name in trained for name in MODULES}
+    recipe = replace(RECIPE, connector=connector, lr=1e-2, warmup=0.0, **chosen)
+    parts = build(recipe)
+    before = {name: value.clone() for name, value in parts.model.state_dict().items()}
+    optimizer = loop.build_optimizer(parts, recipe)
+    batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(6))
+    loop.one_step(parts, recipe, optimizer, [batch], 1, 10, CPU)
+    after = parts.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {_module(name) for name in changed} == set(trained)
+    for name in set(before) - changed:
+        unread = "layers.2." in name or "post_layernorm" in name  # behind the layer that is read
+        identity = connector == "linear" and "linear_2" in name
+        assert _module(name) not in trained or unread or identity, name
+
+
+def _module(name: str) -> str:
+    if "vision_tower" in name:
+        return "vision_tower"
+    return "connector" if "multi_modal_projector" in name else "language_model"
+
+
+def test_a_linear_connector_is_one_layer(build: Built) -> None:
+    parts = build(replace(RECIPE, connector="linear"))
+    connector = parts.model.model.multi_modal_projector
+    x = torch.randn(3, 32)
+    assert torch.equal(connector(x), connector.linear_1(x))
+    assert [name for name, _ in parts.parameters("connector")] == [
+        "model.multi_modal_projector.linear_1.weight",
+        "model.multi_modal_projector.linear_1.bias",
+    ]
+
+
+def test_each_module_has_its_learning_rate_and_biases_no_decay(build: Built) -> None:
+    recipe = replace(RECIPE, lr=1e-3, lr_connector=5e-4, weight_decay=0.1, train_vision_tower=True)
+    groups = loop.build_optimizer(build(recipe), recipe).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (1e-3, 0.1), (1e-3, 0.0), (5e-4, 0.1), (5e-4, 0.0), (1e-3, 0.1), (1e-3, 0.0),
+    ]  # fmt: skip
+    for group in groups:
+        assert all((p.dim() > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    recipe = replace(RECIPE, warmup=0.1, min_lr=0.1)
+    curve = [loop.lr_factor(recipe, step, 100) for step in range(1, 101)]
+    assert curve[0] == pytest.approx(0.1) and curve[9] == 1.0 and curve[10] == 1.0
+    assert curve[55] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
+    assert curve[10:] == sorted(curve[10:], reverse=True) and 0.1 < curve[-1] < 0.11
+    assert loop.lr_factor(replace(recipe, schedule="constant"), 90, 100) == 1.0
+    assert loop.lr_factor(replace(recipe, schedule="linear", min_lr=0.0), 100, 100) == (
+        pytest.approx(1 / 90)
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(build: Built, talks: Path, pictures: Path) -> None:
+    parts = build()
+    batch = loader_of(RECIPE, parts, talks, pictures).batch(np.arange(3))
+    with torch.no_grad():
+        parts.model.model.multi_modal_projector.linear_2.bias.fill_(math.nan)
+    with pytest.raises(LlavaError, match="Step 4: the loss is nan"):
+        loop.one_step(parts, RECIPE, loop.build_optimizer(parts, RECIPE), [batch], 4, 9, CPU)
+
+
+@pytest.mark.parametrize("positions", [1, 127, 128, 300])
+def test_attention_in_blocks_equals_the_definition(positions: int) -> None:
+    torch.manual_seed(0)
+    shape = (3, 4, positions, 16)
+    q, k, v, grad = (torch.randn(shape, dtype=torch.float64) for _ in range(4))
+    k, v = k[:, :2].clone(), v[:, :2].clone()  # grouped heads
+    inputs = [part.requires_grad_() for part in (q, k, v)]
+    future = torch.ones(positions, positions, dtype=torch.bool).triu(1)
+    scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.25
+    theirs = scores.masked_fill(future, -math.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+    ours = attention.block_causal(q, k, v, 0.25)
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs, grad),
+        torch.autograd.grad(theirs, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_bfloat16_with_blocks_stays_near_float32(build: Built, talks: Path, pictures: Path) -> None:
+    recipe = replace(RECIPE, precision="bfloat16")
+    parts = build(recipe)
+    batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(12))
+    exact = float(loop.answer_loss(parts.model, batch).detach())
+    calls = []
+    attention.use(parts.model.model.language_model)
+    inside = attention.block_causal
+    with pytest.MonkeyPatch.context() as patch, loop.autocast(recipe, CPU):
+        patch.setattr(attention, "block_causal", lambda *a: calls.append(1) or inside(*a))
+        near = float(loop.answer_loss(parts.model, batch).detach())
+    assert len(calls) == 2  # each layer's attention
+    assert near == pytest.approx(exact, rel=2e-3)
+
+
+def test_log_drops_the_lines_after_the_step_resumed_from(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    line = loop.StepLog(1, 2.0, 1e-3, 30, 10, 1.0, 0.1)
+    with loop.Log(path, 0) as log:
+        for step in (1, 2, 3):
+            log.write(replace(line, step=step))
+    path.write_text(path.read_text() + '{"step": 4, "lo')  # killed while writing
+    with loop.Log(path, 2) as log:
+        log.write(replace(line, step=3, loss=9.0))
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [(entry["step"], entry["loss"]) for entry in lines] == [(1, 2.0), (2, 2.0), (3, 9.0)]
+    assert list(lines[0]) == [
+        "step", "loss", "lr", "tokens", "answer_tokens", "grad_norm", "seconds"
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_assembled_is_refused(
+    language_model: Path, vision_tower: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="either --model or --from"):
+        assemble(RECIPE)
+    with pytest.raises(UsageError, match="sees nothing"):
+        assemble(RECIPE, model=language_model)
+    with pytest.raises(UsageError, match="feature_layer"):
+        assemble(replace(RECIPE, feature_layer=-5), model=language_model, vision_tower=vision_tower)
+    with pytest.raises(LlavaError, match="no CLIP vision tower"):
+        assemble(RECIPE, model=language_model, vision_tower=language_model)
+    with pytest.raises(LlavaError, match="No model folder"):
+        assemble(RECIPE, model=tmp_path / "none", vision_tower=vision_tower)
