@@ -1,0 +1,300 @@
+"""Damaged sources give one clear line; a result is whole or absent, whatever ends the run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
+from llava_convert import convert, gguf_file
+from llava_convert.shards import SourceTensor, open_tensors
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_an_error(source: Path, tmp_path: Path, keep: float) -> None:
+    data = (source / WEIGHTS).read_bytes()
+    (source / WEIGHTS).write_bytes(data[: int(keep if keep >= 1 or not keep else keep * len(data))])
+    with pytest.raises(ModelInvalid, match=r"cut off|safetensors") as caught:
+        convert(source, tmp_path / "out")
+    assert caught.value.hint
+    assert names_in(tmp_path / "out") == []
+
+
+def header_of(tensors: dict[str, Any]) -> bytes:
+    text = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a checkpoint",
+        struct.pack("<Q", 1 << 60) + b"{}",
+        struct.pack("<Q", 4) + b"nope",
+        header_of({"a": 3}) + bytes(64),
+        header_of({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 12]}}) + bytes(64),
+        header_of({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}) + bytes(64),
+        header_of({"a": {"dtype": "X9", "shape": [4], "data_offsets": [0, 16]}}) + bytes(64),
+        header_of({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}) + bytes(8),
+    ],
+)
+def test_a_damaged_header_is_an_error(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / WEIGHTS).write_bytes(data)
+    with pytest.raises(ModelInvalid, match=WEIGHTS):
+        open_tensors(tmp_path)
+
+
+def write_shard(path: Path, *names: str) -> None:
+    entries = {
+        name: {"dtype": "F32", "shape": [2], "data_offsets": [8 * i, 8 * i + 8]}
+        for i, name in enumerate(names)
+    }
+    path.write_bytes(header_of(entries) + bytes(8 * len(names)))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "one.safetensors", "a")
+    places = {"a": "one.safetensors", "b": "two.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ModelInvalid, match=r"two\.safetensors is missing"):
+        open_tensors(tmp_path)
+
+
+def test_an_index_that_names_an_absent_tensor_is_an_error(tmp_path: Path) -> None:
+    write_shard(tmp_path / "one.safetensors", "a")
+    places = {"a": "one.safetensors", "b": "one.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ModelInvalid, match=r"b is in one\.safetensors, but it is not"):
+        open_tensors(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:
+    write_shard(tmp_path / "one.safetensors", "a")
+    write_shard(tmp_path / "two.safetensors", "a", "b")
+    places = {"a": "one.safetensors", "b": "two.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ModelInvalid, match="tensor a is in both"):
+        open_tensors(tmp_path)
+
+
+def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    write_shard(tmp_path / "secret.safetensors", "a")
+    places = {"a": "../secret.safetensors"}
+    (tmp_path / "model" / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ModelInvalid, match="outside"):
+        open_tensors(tmp_path / "model")
+
+
+def test_pickles_are_never_read(source: Path, tmp_path: Path) -> None:
+    (source / WEIGHTS).unlink()
+    (source / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(ModelInvalid, match="pickle"):
+        convert(source, tmp_path / "out")
+
+
+def test_a_tensor_of_a_packed_type_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / WEIGHTS
+    path.write_bytes(bytes(64))
+    tensor = SourceTensor("packed.weight", "U8", (8, 8), path, 0)
+    with pytest.raises(ModelInvalid, match=r"packed\.weight"):
+        tensor.array()
+
+
+@pytest.mark.parametrize("kind", ["nothing", "empty folder", "file", "gguf", "adapter"])
+def test_a_source_that_is_no_model_is_an_error(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / ("a.gguf" if kind == "gguf" else "a")
+    if kind in ("file", "gguf"):
+        place.write_bytes(b"GGUF")
+    elif kind != "nothing":
+        place.mkdir()
+    if kind == "adapter":
+        (place / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelNotFound if kind == "nothing" else ModelInvalid) as caught:
+        convert(place, tmp_path / "out")
+    assert caught.value.hint
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"]
+)
+def test_a_damaged_settings_file_is_an_error_that_names_it(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    (source / name).write_text('{"a": ')
+    with pytest.raises(ModelInvalid, match=name):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
+def test_a_missing_settings_file_is_an_error_that_names_it(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    (source / name).unlink()
+    with pytest.raises(ModelInvalid, match=name):
+        convert(source, tmp_path / "out")
+
+
+def test_a_dry_run_writes_nothing_and_knows_the_sizes(bpe_model: Path, tmp_path: Path) -> None:
+    planned = convert(bpe_model, tmp_path / "out", outtypes=["q8_0", "f16"], dry_run=True)
+    assert names_in(tmp_path) == []
+    real = convert(bpe_model, tmp_path / "out", outtypes=["q8_0", "f16"])
+    assert [f.bytes for f in planned.files] == [f.path.stat().st_size for f in real.files]
+    assert [f.sha256 for f in planned.files] == [None, None, None]
+
+
+def test_the_digest_and_size_are_those_of_the_file(bpe_model: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    for file in convert(bpe_model, tmp_path).files:
+        data = file.path.read_bytes()
+        assert file.sha256 == hashlib.sha256(data).hexdigest()
+        assert file.bytes == len(data)
+
+
+def test_progress_reaches_the_total(bpe_model: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    result = convert(bpe_model, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1] == (sum(f.bytes for f in result.files),) * 2
+
+
+def test_a_second_conversion_replaces_the_first(bpe_model: Path, tmp_path: Path) -> None:
+    first = convert(bpe_model, tmp_path, name="m")
+    first.files[0].path.write_bytes(b"old")
+    second = convert(bpe_model, tmp_path, name="m")
+    assert second.files[0].path.stat().st_size == second.files[0].bytes
+    assert len(names_in(tmp_path)) == 2
+
+
+def test_a_file_in_place_of_the_folder_is_refused(bpe_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        convert(bpe_model, tmp_path / "out")
+
+
+def test_too_small_a_disk_is_an_error_before_anything_is_written(
+    bpe_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(gguf_file.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(LlavaError, match=r"GB free, the files need") as caught:
+        convert(bpe_model, tmp_path / "out")
+    assert caught.value.exit_code == 1
+    assert names_in(tmp_path / "out") == []
+
+
+def test_a_disk_that_fills_up_leaves_the_old_files_and_nothing_half(
+    bpe_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    before = {f.path: f.sha256 for f in convert(bpe_model, out, name="m").files}
+    written = 0
+
+    def fills_up(sink: Any, data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+        if written > 400_000:
+            with gguf_file._disk_errors(sink.path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(sink, data)
+
+    real = gguf_file.Sink._write
+    monkeypatch.setattr(gguf_file.Sink, "_write", fills_up)
+    with pytest.raises(LlavaError, match="No space left on device") as caught:
+        convert(bpe_model, out, name="m", outtypes=["f32"])
+    assert "m-F32.gguf" in caught.value.message or "m-F16.gguf" in caught.value.message
+    assert names_in(out) == sorted(path.name for path in before)
+    monkeypatch.undo()
+    assert [f.sha256 for f in convert(bpe_model, out, name="m").files] == list(before.values())
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_an_error(bpe_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o500)
+    with pytest.raises(LlavaError, match="Permission denied"):
+        convert(bpe_model, tmp_path / "out")
+
+
+KILLED = """
+import os, sys, signal
+from pathlib import Path
+from llava_convert import convert, gguf_file
+step, count = int(sys.argv[3]), 0
+def dying(real):
+    def call(*args):
+        global count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+    return call
+for name in ("append", "flush", "commit"):
+    setattr(gguf_file.Sink, name, dying(getattr(gguf_file.Sink, name)))
+convert(Path(sys.argv[1]), Path(sys.argv[2]), name="m", progress=None)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+@pytest.mark.parametrize("step", [1, 30, 62, 64, 65, 66])
+def test_a_killed_run_leaves_no_half_file_and_the_next_run_cleans_up(
+    bpe_model: Path, tmp_path: Path, step: int
+) -> None:
+    out = tmp_path / "out"
+    reference = {f.path.name: f.sha256 for f in convert(bpe_model, tmp_path / "b", name="m").files}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(bpe_model), str(out), str(step)], timeout=100
+    )
+    assert done.returncode == -signal.SIGKILL
+    import hashlib
+
+    for path in out.glob("*.gguf"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == reference[path.name]
+    assert any(name.startswith(".") for name in names_in(out))
+    again = convert(bpe_model, out, name="m")
+    assert {f.path.name: f.sha256 for f in again.files} == reference
+    assert names_in(out) == sorted(reference)
+
+
+def test_ctrl_c_leaves_nothing(bpe_model: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(bpe_model, tmp_path / "out", progress=interrupt)
+    assert names_in(tmp_path / "out") == []
+
+
+def test_a_run_that_is_still_writing_keeps_its_file(bpe_model: Path, tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        theirs = tmp_path / f".m-F16.gguf.{other.pid}.partial"
+        theirs.write_bytes(b"in the making")
+        convert(bpe_model, tmp_path, name="m")
+        assert theirs.read_bytes() == b"in the making"
+    finally:
+        other.kill()
+        other.wait()
+    time.sleep(0)
+    convert(bpe_model, tmp_path, name="m")
+    assert not theirs.exists()
