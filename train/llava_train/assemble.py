@@ -20,6 +20,7 @@ from torch import nn
 
 from llava_cli import models
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
+from llava_cli.models import BUNDLED, resolve
 from llava_cli.pixels import PixelConfig
 from llava_train import connectors
 from llava_train.labels import IMAGE_TOKEN
@@ -93,6 +94,8 @@ def locate(reference: str | Path | None) -> Path:
     """The folder of a reference, the bundled model's name included; one on the Hub is fetched."""
     if reference == models.BUNDLED:
         return models.resolve(models.BUNDLED, engine="torch").path
+    if reference == BUNDLED:
+        return resolve(BUNDLED, engine="torch").path
     path = Path(str(reference)).expanduser()
     if path.is_dir():
         return path / "model" if (path / "model" / "config.json").is_file() else path
@@ -252,14 +255,16 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _tower(folder: Path) -> Any:
-    """The vision half of a CLIP."""
-    from transformers import CLIPVisionModel
+    """The vision half of a CLIP, or the tower of a LLaVA."""
+    from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
     kind = _config(folder).get("model_type")
+    if kind == "llava":
+        return _load(LlavaForConditionalGeneration, folder).model.vision_tower
     if kind not in _TOWERS:
         raise ModelInvalid(
             f"{folder} is no CLIP vision tower (its model_type is {kind!r}).",
-            "Give --vision-tower a CLIPModel or CLIPVisionModel folder.",
+            "Give --vision-tower a CLIPModel, CLIPVisionModel or LLaVA.",
         )
     return _load(CLIPVisionModel, folder)
 

@@ -11,6 +11,8 @@ DIR/final     llava-hf in float16, GGUF text and mmproj: what the package carrie
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,9 +104,10 @@ def _stage2(out: Path, settings: BuildSettings, note: Note) -> None:
 
 def _final(out: Path) -> None:
     """Export in float16 and convert; the folder is replaced as a whole."""
-    from llava_convert import convert
-
     final = out / "final"
     shutil.rmtree(final, ignore_errors=True)
     shutil.copytree(out / "stage2" / "model", final / "model")
-    convert(final / "model", final, outtypes=("q8_0",), mmproj_outtype="q8_0", name="llava-demo")
+    # By the command: training and conversion know nothing of each other.
+    command = [sys.executable, "-m", "llava_cli", "convert", str(final / "model"), "-o", str(final)]
+    types = ["--outtype", "q8_0", "--mmproj-outtype", "q8_0"]
+    subprocess.run([*command, *types, "--name", "llava-demo"], check=True)
