@@ -102,6 +102,8 @@ def as_text(report: dict[str, Any]) -> str:
 def _engine_line(engine: dict[str, Any]) -> str:
     if engine["works"]:
         return f"works: answered in {engine['seconds']:.1f} s on {engine['device']}"
+    if not engine["installed"]:
+        return str(engine["problem"])
     return f"does not work: {engine['problem']}"
 
 
@@ -149,7 +151,8 @@ def _engine(name: str, version: str | None) -> dict[str, Any]:
         "about": {},
     }
     if version is None:
-        result["problem"] = f"{ENGINES[name]} is not installed"
+        remedy = "llava-cli[torch]" if name == "torch" else ENGINES[name]
+        result["problem"] = f"{ENGINES[name]} is not installed: pip install '{remedy}'"
         return result
     about, problem, _ = _python(["-m", ABOUT[name]])
     result["about"] = about or {}

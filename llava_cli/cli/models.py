@@ -63,7 +63,7 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             threads=choice.threads,
             prompt_format=choice.prompt_format,
         )
-    if files.bundled and not common.quiet:
+    if choice.model is None and not common.quiet:
         note(
             "the bundled model knows only drawn shapes; for photographs: "
             f"llava ask -m {PHOTO_MODEL} …"
