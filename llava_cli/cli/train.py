@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,13 +121,9 @@ def stage2(**given: Any) -> None:
 
 def _run(stage: str, given: dict[str, Any]) -> None:
     """One stage: read the recipe, then plan, preview or train."""
-    try:
-        import torch  # noqa: F401  (asked here so that its absence is one clear line)
-        import transformers  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"training needs {error.name}", "pip install 'llava-cli[train]'"
-        ) from error
+    for package in ("torch", "transformers"):  # asked here, so that absence is one clear line
+        if find_spec(package) is None:
+            raise MissingDependency(f"training needs {package}", "pip install 'llava-cli[train]'")
     recipe = _recipe(stage, given.pop("recipe"), given.pop("settings"))
     plan, preview = given.pop("plan"), given.pop("preview_labels")
     if plan or preview:
