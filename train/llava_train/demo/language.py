@@ -42,10 +42,10 @@ class LanguageSettings:
     vocabulary: int = 1024
     tokenizer_scenes: int = 3_000
     seed: int = 12
-    steps: int = 500
+    steps: int = 120
     batch_size: int = 48
     lr: float = 2e-3
-    warmup_steps: int = 50
+    warmup_steps: int = 20
     hidden: int = 192
     layers: int = 4
     heads: int = 6
