@@ -112,17 +112,19 @@ _MPT_SYSTEM = (
 )
 
 
-def _vicuna(name: str, system: str, **tags: str) -> PromptFormat:
+def _vicuna(name: str, system: str, tags: tuple[str, str] = ("", "")) -> PromptFormat:
     return PromptFormat(
         name, system, system_close=" ", user_open="USER: ", user_close=" ", header="ASSISTANT:",
-        answer_open=" ", answer_close="</s>", specials=("</s>",), stop=("</s>",), **tags,
+        answer_open=" ", answer_close="</s>", specials=("</s>",), stop=("</s>",),
+        image_open=tags[0], image_close=tags[1],
     )  # fmt: skip
 
 
-def _hashes(name: str, system: str, **tags: str) -> PromptFormat:
+def _hashes(name: str, system: str, tags: tuple[str, str] = ("", "")) -> PromptFormat:
     return PromptFormat(
         name, system, system_close="###", user_open="Human: ", user_close="###",
-        header="Assistant:", answer_open=" ", answer_close="###", stop=("###",), **tags,
+        header="Assistant:", answer_open=" ", answer_close="###", stop=("###",),
+        image_open=tags[0], image_close=tags[1],
     )  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def _chatml(name: str, system: str) -> PromptFormat:
     )  # fmt: skip
 
 
-_TAGS = {"image_open": "<Image>", "image_close": "</Image>"}
+_TAGS = ("<Image>", "</Image>")
 
 FORMATS: dict[str, PromptFormat] = {
     prompt_format.name: prompt_format
@@ -151,9 +153,9 @@ FORMATS: dict[str, PromptFormat] = {
         PromptFormat("plain", answer_close="\n", image_gap="", reads_question=False, stop=("\n",)),
         _vicuna("vicuna_v1", _USER_SYSTEM),
         _vicuna("llava_v1", _HUMAN_SYSTEM),
-        _vicuna("v1_mmtag", _MMTAG_SYSTEM, **_TAGS),
+        _vicuna("v1_mmtag", _MMTAG_SYSTEM, _TAGS),
         _hashes("llava_v0", _HUMAN_SYSTEM),
-        _hashes("v0_mmtag", _MMTAG_SYSTEM, **_TAGS),
+        _hashes("v0_mmtag", _MMTAG_SYSTEM, _TAGS),
         _llama_2("llama_2", _LLAMA_2_SYSTEM, "<s>"),
         _llama_2("llava_llama_2", _LLAVA_LLAMA_2_SYSTEM, "<s>"),
         _llama_2("mistral_instruct", "", ""),

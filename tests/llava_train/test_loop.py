@@ -234,6 +234,59 @@ def test_bfloat16_with_blocks_stays_near_float32(build: Built, talks: Path, pict
     assert near == pytest.approx(exact, rel=2e-3)
 
 
+def test_recomputing_activations_changes_no_gradient(
+    build: Built, talks: Path, pictures: Path
+) -> None:
+    found = []
+    for again in (False, True):
+        recipe = replace(RECIPE, gradient_checkpointing=again, train_vision_tower=True)
+        parts = build(recipe)
+        loop.speed_up(parts, recipe, CPU)
+        batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(6))
+        parts.model.train()
+        found.append(_loss_and_grads(parts, loop.answer_loss, batch))
+        layers = parts.model.model.language_model.layers
+        assert all(layer.gradient_checkpointing is again for layer in layers)
+    assert found[0][0] == found[1][0]
+    for name, grad in found[0][1].items():
+        assert torch.equal(grad, found[1][1][name]), name
+
+
+def test_frozen_weights_take_their_precision_and_rotary_angles_stay_exact(build: Built) -> None:
+    parts = build(replace(RECIPE, train_language_model=False, frozen_dtype="bfloat16"))
+    model = parts.model.model
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.vision_tower.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.multi_modal_projector.parameters()} == {torch.float32}
+    angles = model.language_model.rotary_emb.inv_freq
+    assert angles.dtype == torch.float32
+    assert torch.equal(angles, build().model.model.language_model.rotary_emb.inv_freq)
+
+
+def test_frozen_bfloat16_trains_a_connector(build: Built, pairs: Path, pictures: Path) -> None:
+    recipe = replace(
+        RECIPE, train_language_model=False, frozen_dtype="bfloat16", precision="bfloat16",
+        prompt_format="plain", lr=1e-2, warmup=0.0,
+    )  # fmt: skip
+    parts = build(recipe)
+    loop.speed_up(parts, recipe, CPU)
+    optimizer = loop.build_optimizer(parts, recipe)
+    batch = loader_of(recipe, parts, pairs, pictures).batch(np.arange(6))
+    lines = [
+        loop.one_step(parts, recipe, optimizer, [batch], step, 20, CPU) for step in range(1, 13)
+    ]
+    assert lines[-1].loss < lines[0].loss - 0.02
+
+
+def test_several_processes_are_refused_before_they_write(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="several processes"):
+        loop.train(RECIPE, model="x", data=["y"], output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_log_drops_the_lines_after_the_step_resumed_from(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     line = loop.StepLog(1, 2.0, 1e-3, 30, 10, 1.0, 0.1)

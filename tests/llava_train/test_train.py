@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from llava_train.recipe import Recipe
 
 STAGE1 = Recipe(
     stage="stage1", prompt_format="plain", train_language_model=False, batch=5, micro_batch=3,
-    lr=1e-2, epochs=4.0, workers=1, prefetch=1, save_every=3, precision="float32",
+    lr=5e-2, epochs=8.0, workers=1, prefetch=1, save_every=3, precision="float32",
 )  # fmt: skip
 STAGE2 = replace(
     STAGE1, stage="stage2", prompt_format="vicuna_v1", train_language_model=True, lr=3e-3,
@@ -68,7 +69,7 @@ def test_stage_1_then_stage_2_lower_the_loss_and_load_in_transformers(
         on_step=seen.append,
     )  # fmt: skip
     first, second = losses(stage1), losses(result.output)
-    assert first[-1] < first[0] - 0.05
+    assert first[-1] < first[0] - 0.1
     assert second[-1] < second[0] - 1
     assert len(seen) == len(second) == result.steps == result.total == 16
     assert result.loss == second[-1] and not result.interrupted
@@ -173,7 +174,7 @@ def test_a_run_of_something_else_is_not_continued(
 def test_a_finished_run_is_left_as_it_is(stage1: Path, pairs: Path, pictures: Path) -> None:
     before = weights(stage1)
     checkpoints = checkpoint.steps(stage1 / "checkpoints")
-    assert checkpoints == [6, 8]  # every third and the last; two are kept
+    assert checkpoints == [15, 16]  # every third and the last; two are kept
     assert not list((stage1 / "checkpoints").glob(".*"))
     assert before.keys() == weights(stage1).keys()
 
@@ -185,53 +186,59 @@ import torch
 torch.set_num_threads(1)
 from llava_train.loop import train
 from llava_train.recipe import parse
-recipe, start, data, pictures, output = sys.argv[1:6]
+recipe, start, data, pictures, output = sys.argv[1:]
 train(
     parse(Path(recipe).read_text(), recipe), from_run=start, data=[data], images=pictures,
-    output=output, on_step=lambda line: time.sleep(float(sys.argv[6])),
+    output=output, on_step=lambda line: time.sleep(0.3),
 )
 """
 
 
-def start_run(
-    stage1: Path, talks: Path, pictures: Path, output: Path, pause: float
-) -> subprocess.Popen[bytes]:
-    recipe = output.with_suffix(".toml")
-    recipe.write_text(replace(STAGE2, save_every=2).to_toml())
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, (recipe, stage1, talks, pictures, output)),
-         str(pause)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "log.jsonl").is_file() and len(
-            (run / "log.jsonl").read_bytes().splitlines()
-        ) > step:
-            return
-        time.sleep(0.02)
-    raise AssertionError("the run did not get that far")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order, here and in a process of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_run_continues_bit_equal(
-    stage1: Path, talks: Path, pictures: Path, tmp_path: Path
+    stage1: Path, talks: Path, pictures: Path, tmp_path: Path, one_thread: None
 ) -> None:
-    """SIGKILL in the middle, twice; then the same command again."""
+    """SIGKILL in the middle of a process; the same again continues from its last state."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start_run(stage1, talks, pictures, whole, 0).wait(110) == 0
-    for step in (3, 8):
-        process = start_run(stage1, talks, pictures, killed, 0.2)
-        wait_for_step(killed, step, process)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL
-        assert not (killed / "model").exists()
-    assert start_run(stage1, talks, pictures, killed, 0).wait(110) == 0
+    recipe, changes = tmp_path / "recipe.toml", {"save_every": 2}
+    recipe.write_text(replace(STAGE2, **changes).to_toml())
+    arguments = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        *map(str, (recipe, stage1, talks, pictures, killed)),
+    ]
+    with subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        try:
+            wait_for_lines(killed / "log.jsonl", 5, process)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    left = checkpoint.steps(killed / "checkpoints")
+    assert left and left[-1] < 16 and not (killed / "model").exists()
+
+    run_stage2(stage1, talks, pictures, killed, changes=changes)
+    run_stage2(stage1, talks, pictures, whole, changes=changes)
     assert losses(killed) == losses(whole) and len(losses(whole)) == 16
     assert same(weights(killed), weights(whole))
+
+
+def wait_for_lines(log: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        if log.is_file() and len(log.read_bytes().splitlines()) >= count:
+            return
+        time.sleep(0.02)
+    raise RuntimeError("the run ended before it could be killed")
 
 
 def test_sigterm_saves_the_step_and_stops(

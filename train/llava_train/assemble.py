@@ -20,7 +20,6 @@ from torch import nn
 
 from llava_cli import models
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
-from llava_cli.models import BUNDLED, resolve
 from llava_cli.pixels import PixelConfig
 from llava_train import connectors
 from llava_train.labels import IMAGE_TOKEN
@@ -94,8 +93,6 @@ def locate(reference: str | Path | None) -> Path:
     """The folder of a reference, the bundled model's name included; one on the Hub is fetched."""
     if reference == models.BUNDLED:
         return models.resolve(models.BUNDLED, engine="torch").path
-    if reference == BUNDLED:
-        return resolve(BUNDLED, engine="torch").path
     path = Path(str(reference)).expanduser()
     if path.is_dir():
         return path / "model" if (path / "model" / "config.json").is_file() else path
@@ -209,7 +206,8 @@ def _freeze(parts: Parts, recipe: Recipe) -> None:
         else:
             modules = [module]
         for part in modules:
-            part.to(torch.float32 if recipe.trains(name) else dtype)
+            for parameter in part.parameters():  # buffers (rotary angles) stay in float32
+                parameter.data = parameter.data.to(torch.float32 if recipe.trains(name) else dtype)
             if recipe.trains(name) and name != "connector":
                 part.requires_grad_(True)
     if recipe.trains("connector"):

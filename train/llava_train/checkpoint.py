@@ -143,7 +143,9 @@ def _rng() -> dict[str, Any]:
 
 def _sync(path: Path) -> None:
     """Onto the disk, so that a rename never outlives what it names."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

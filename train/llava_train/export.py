@@ -148,6 +148,7 @@ def _processor(
     from transformers import LlavaProcessor
 
     config = model.config
+    tokenizer.chat_template = None  # the language model's own, which knows no picture
     processor = LlavaProcessor(
         image_processor=image_processor(pixels),
         tokenizer=tokenizer,

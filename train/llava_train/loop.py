@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llava_cli.errors import LlavaError, OutOfMemory
+from llava_cli.errors import LlavaError, OutOfMemory, UsageError
 from llava_cli.prompts import FORMATS
 from llava_train import attention, checkpoint, dataset
 from llava_train.assemble import Parts, assemble
@@ -91,6 +92,10 @@ def train(
     `max_steps` stops early and leaves the schedule as it is, so that the run can be continued;
     the recipe's own `steps` is what shortens the schedule.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "Training in several processes is not supported.", "Run one, not torchrun."
+        )
     place = Path(output)
     parts = assemble(recipe, model=model, vision_tower=vision_tower, from_run=from_run)
     encoded = load_data(recipe, parts, data, images, note)
@@ -98,10 +103,7 @@ def train(
     stop = plan.steps if max_steps is None else min(max_steps, plan.steps)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parts.model.to(where)
-    if where.type == "cpu" and recipe.precision == "bfloat16":
-        attention.use(parts.model.model.language_model)
-    if recipe.compile:
-        parts.model.model.language_model.compile(dynamic=True)
+    speed_up(parts, recipe, where)
     weights = dict(item for name in MODULES for item in parts.parameters(name))
     optimizer = build_optimizer(parts, recipe)
     identity = Identity(recipe.fingerprint(), encoded.fingerprint, parts.source)
@@ -163,6 +165,19 @@ def load_data(
     if encoded.cut:
         note(f"{encoded.cut} samples are longer than {limit} and were cut at the end.")
     return encoded
+
+
+def speed_up(parts: Parts, recipe: Recipe, device: torch.device) -> None:
+    """What changes how fast or in how little memory the same numbers come out."""
+    language_model = parts.model.model.language_model
+    if device.type == "cpu" and recipe.precision == "bfloat16":
+        attention.use(language_model)
+    if recipe.gradient_checkpointing:
+        model = parts.model  # older releases of transformers know it by its former name
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
+    if recipe.compile:
+        language_model.compile(dynamic=True)
 
 
 def build_optimizer(parts: Parts, recipe: Recipe) -> torch.optim.AdamW:

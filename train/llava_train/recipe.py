@@ -206,7 +206,7 @@ def _field_type(key: str, where: str) -> type:
     if key not in _TYPES:
         raise UsageError(f"{where}: no field {key!r}.", _close(key, _TYPES, "Fields"))
     kind = _TYPES[key]
-    return get_args(kind)[0] if get_args(kind) else kind  # type: ignore[no-any-return]
+    return get_args(kind)[0] if get_args(kind) else kind
 
 
 def _typed(key: str, value: Any, where: str) -> Any:
