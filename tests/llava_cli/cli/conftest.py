@@ -70,7 +70,7 @@ def run(tmp_path: Path) -> Run:
             capture_output=True,
             env=process_environment(script, env),
             cwd=cwd or tmp_path,
-            timeout=60,
+            timeout=100,
             check=False,
         )
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -40,7 +40,7 @@ def test_ctrl_c_exits_130_and_keeps_what_was_said(as_json: bool) -> None:
     if not as_json:
         assert process.stdout.read(6) == b"so far"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=100)
     assert process.returncode == 130
     assert b"Traceback" not in err
     if as_json:
@@ -58,7 +58,7 @@ def test_closed_pipe_exits_141_and_says_nothing(picture: Path, more: list[str]) 
     arguments = [str(picture) if text == "PICTURE" else text for text in more]
     process = start("ask", "hi", "-q", *arguments, script=["text"] * 3, stdout=write)
     os.close(write)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (141, b"")
 
 
@@ -69,7 +69,7 @@ def test_reader_that_leaves_early_ends_the_answer() -> None:
     assert process.stderr is not None
     assert process.stdout.readline() == b"first\n"
     process.stdout.close()
-    assert process.wait(timeout=20) == 141
+    assert process.wait(timeout=100) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -81,7 +81,7 @@ def test_help_into_a_closed_pipe(arguments: str) -> None:
     os.close(read)
     process = start(*arguments.split(), script=[], stdout=write)
     os.close(write)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (141, b"")
 
 
@@ -92,7 +92,7 @@ def test_stdout_that_is_closed_from_the_start() -> None:
         ["sh", "-c", program],
         env=process_environment(["text"]),
         capture_output=True,
-        timeout=20,
+        timeout=100,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
@@ -102,7 +102,7 @@ def test_stdout_that_is_closed_from_the_start() -> None:
 def test_full_disk_is_one_line_and_exit_1() -> None:
     with open("/dev/full", "wb") as full:
         process = start("ask", "hi", "-q", script=["text"], stdout=full.fileno())
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=100)
     assert process.returncode == 1
     assert b"No space left" in err
     assert b"Traceback" not in err

@@ -44,7 +44,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=process_environment(),
         check=False,
-        timeout=60,
+        timeout=100,
     )
 
 

@@ -42,7 +42,7 @@ def terminal() -> Terminal:
             pass
         finally:
             os.close(master)
-        assert process.wait(timeout=20) == 0, received
+        assert process.wait(timeout=100) == 0, received
         return received.decode("utf-8").replace("\r\n", "\n")
 
     return go

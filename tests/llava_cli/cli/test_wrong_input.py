@@ -153,6 +153,7 @@ def test_name_with_escapes_is_written_out(run: Run) -> None:
         ("turned.jpg", encoded(noise(), "JPEG", exif=turned())),
         ("no suffix", encoded(noise(), "WEBP")),
     ],
+    ids=["cmyk", "16-bit", "palette", "animation", "20000x3", "turned", "no suffix"],
 )
 def test_odd_pictures_are_taken(ask: Ask, name: str, data: bytes) -> None:
     ran = ask(name, data)
@@ -237,7 +238,11 @@ def test_hub_model_while_offline(run: Run, picture: Path) -> None:
     assert len(ran.err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("data", [b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"no gguf at all" * 9])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"no gguf at all" * 9],
+    ids=["empty", "cut", "garbage", "text"],
+)
 def test_corrupt_gguf(run: Run, picture: Path, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.gguf").write_bytes(data)
     (tmp_path / "mmproj-model.gguf").write_bytes(data)
