@@ -31,7 +31,7 @@ Note = Callable[[str], None]
 class BuildSettings:
     """The numbers of the whole; those of its training stages are the recipes demo-stage1 and -2."""
 
-    scenes: int = 24_000
+    scenes: int = 36_000
     stage1_samples: int = 8_000
     seed: int = 13
     tower: TowerSettings = TowerSettings()
