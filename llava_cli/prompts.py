@@ -177,7 +177,7 @@ def render(
     """
     system, turns = _turns(conversation)
     if complete and turns[-1].role != "assistant":
-        raise UsageError("The conversation ends without an answer.", "End it with an answer.")
+        raise UsageError("the conversation ends without an answer", "end it with an answer")
     return tuple(_merged(_segments(system, turns, prompt_format, complete)))
 
 
@@ -214,18 +214,18 @@ def _turns(conversation: Conversation) -> tuple[str | None, tuple[Message, ...]]
     if turns and turns[0].role == "system":
         system, turns = turns[0].text, turns[1:]
         if conversation.messages[0].images:
-            raise UsageError("A system message cannot hold pictures.", "Put them in a user turn.")
+            raise UsageError("a system message cannot hold pictures", "put them in a user turn")
     if not turns:
-        raise UsageError("The conversation is empty.", "Give a prompt.")
+        raise UsageError("the conversation is empty", "give a prompt")
     for position, turn in enumerate(turns):
         wanted = ("user", "assistant")[position % 2]
         if turn.role != wanted:
             raise UsageError(
-                f"Turn {position + 1} is the {turn.role}'s, expected the {wanted}'s.",
-                "Turns alternate, and the user begins.",
+                f"turn {position + 1} is the {turn.role}'s, expected the {wanted}'s",
+                "turns alternate, and the user begins",
             )
         if turn.role == "assistant" and turn.images:
-            raise UsageError("An answer cannot hold pictures.", "Put them in a user turn.")
+            raise UsageError("an answer cannot hold pictures", "put them in a user turn")
     return system, turns
 
 
@@ -265,7 +265,7 @@ def _question(turn: Message, form: PromptFormat, first: int) -> Iterator[Segment
     """A user turn's content: pictures in front, unless they stand among the text."""
     if not form.reads_question and not turn.images:
         raise UsageError(
-            f"The prompt format {form.name} reads a picture and no text.", "Give a picture."
+            f"the prompt format {form.name} reads a picture and no text", "give a picture"
         )
     shape = re.sub(r"(.)\1+", r"\1", "".join(_kind(part) for part in turn.content))
     content = [part for part in turn.content if _kind(part)]

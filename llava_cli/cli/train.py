@@ -221,4 +221,4 @@ def _report(result: Result) -> None:
         write(one_line(str(result.model)) + "\n")
     if result.interrupted:
         note(f"stopped after step {result.steps} of {result.total}; the same command goes on")
-        raise SystemExit(STOPPED)
+        click.get_current_context().exit(STOPPED)

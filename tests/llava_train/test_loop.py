@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(build: Built, talks: Path, pict
     batch = loader_of(RECIPE, parts, talks, pictures).batch(np.arange(3))
     with torch.no_grad():
         parts.model.model.multi_modal_projector.linear_2.bias.fill_(math.nan)
-    with pytest.raises(LlavaError, match="Step 4: the loss is nan"):
+    with pytest.raises(LlavaError, match="step 4: the loss is nan"):
         loop.one_step(parts, RECIPE, loop.build_optimizer(parts, RECIPE), [batch], 4, 9, CPU)
 
 
@@ -314,5 +314,5 @@ def test_what_cannot_be_assembled_is_refused(
         assemble(replace(RECIPE, feature_layer=-5), model=language_model, vision_tower=vision_tower)
     with pytest.raises(LlavaError, match="no CLIP vision tower"):
         assemble(RECIPE, model=language_model, vision_tower=language_model)
-    with pytest.raises(LlavaError, match="No model folder"):
+    with pytest.raises(LlavaError, match="no model folder"):
         assemble(RECIPE, model=tmp_path / "none", vision_tower=vision_tower)

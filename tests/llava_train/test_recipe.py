@@ -105,7 +105,7 @@ def test_a_recipe_file_that_makes_no_sense_is_refused(text: str, message: str) -
 
 
 def test_an_unknown_recipe_names_those_that_are_near() -> None:
-    with pytest.raises(UsageError, match="No recipe") as caught:
+    with pytest.raises(UsageError, match="no recipe") as caught:
         load("llava-1.5-stag2")
     assert "llava-1.5-stage2" in caught.value.hint
 

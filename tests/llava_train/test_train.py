@@ -134,7 +134,7 @@ def test_going_back_to_a_step_gives_the_same_future(
     assert checkpoint.steps(run / "checkpoints") == [3, 6]
     run_stage2(stage1, talks, pictures, run, max_steps=6, resume="3")
     assert same(weights(run), before) and losses(run) == kept
-    with pytest.raises(UsageError, match="No checkpoint of step 5") as caught:
+    with pytest.raises(UsageError, match="no checkpoint of step 5") as caught:
         run_stage2(stage1, talks, pictures, run, resume="5")
     assert "3, 6" in caught.value.hint
 

@@ -73,16 +73,16 @@ def assemble(
 ) -> Parts:
     """Load and freeze by the recipe's map."""
     if (model is None) == (from_run is None):
-        raise UsageError("Give either --model or --from.", "See llava train --help.")
+        raise UsageError("give either --model or --from", "see llava train --help")
     if from_run is not None and vision_tower is not None:
-        raise UsageError("A run brings its own vision tower.", "Leave --vision-tower out.")
+        raise UsageError("a run brings its own vision tower", "leave --vision-tower out")
     torch.manual_seed(recipe.seed)  # the new connector's and new rows' initial values
     folder = locate(from_run if model is None else model)
     whole = _config(folder).get("model_type") == "llava"
     if whole and vision_tower is None and (from_run is not None or recipe.stage != "stage1"):
         parts = _continued(recipe, folder)
     elif from_run is not None:
-        raise ModelInvalid(f"{folder} is no LLaVA.", "Give --from a run or a llava-hf folder.")
+        raise ModelInvalid(f"{folder} is no LLaVA", "give --from a run or a llava-hf folder")
     else:
         parts = _composed(recipe, folder, vision_tower, whole)
     _freeze(parts, recipe)
@@ -98,7 +98,7 @@ def locate(reference: str | Path | None) -> Path:
         return path / "model" if (path / "model" / "config.json").is_file() else path
     repo, _, revision = str(reference).partition("@")
     if path.exists() or repo.count("/") != 1 or repo.startswith((".", "/", "~")):
-        raise ModelNotFound(f"No model folder {reference}.", "Give a folder or org/name.")
+        raise ModelNotFound(f"no model folder {reference}", "give a folder or org/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -106,7 +106,7 @@ def locate(reference: str | Path | None) -> Path:
         fetched = snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotFound(
-            f"{reference} cannot be fetched: {error}", "Check the name, or give a folder."
+            f"{reference} cannot be fetched: {error}", "check the name, or give a folder"
         ) from error
     return Path(fetched)
 
@@ -126,13 +126,13 @@ def _continued(recipe: Recipe, folder: Path) -> Parts:
     for key, value in made_with.items():
         if getattr(recipe, key) != value:
             raise UsageError(
-                f"The recipe says {key} = {getattr(recipe, key)!r}, the model was made with "
-                f"{value!r}.",
-                f"Use --set {key}={value}, or another model.",
+                f"the recipe says {key} = {getattr(recipe, key)!r}, the model was made with "
+                f"{value!r}",
+                f"use --set {key}={value}, or another model",
             )
     tokenizer = _tokenizer(folder)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_index:
-        raise ModelInvalid(f"{folder}: tokenizer and config disagree about {IMAGE_TOKEN}.")
+        raise ModelInvalid(f"{folder}: tokenizer and config disagree about {IMAGE_TOKEN}")
     return _parts(recipe, model, tokenizer, folder, [folder])
 
 
@@ -141,7 +141,7 @@ def _composed(recipe: Recipe, folder: Path, vision_tower: str | Path | None, who
     from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
     if vision_tower is None and not whole:
-        raise UsageError("A language model alone sees nothing.", "Give --vision-tower REF.")
+        raise UsageError("a language model alone sees nothing", "give --vision-tower REF")
     tokenizer = _tokenizer(folder)
     loaded = _load(LlavaForConditionalGeneration if whole else AutoModelForCausalLM, folder)
     language = loaded.model.language_model if whole else loaded.get_decoder()
@@ -149,7 +149,7 @@ def _composed(recipe: Recipe, folder: Path, vision_tower: str | Path | None, who
     tower = loaded.model.vision_tower if vision_tower is None else _tower(tower_folder)
     _add_image_token(tokenizer, loaded)
     if recipe.select == "full" and not hasattr(tower.embeddings, "class_embedding"):
-        raise UsageError("This vision tower has no CLS position.", "Use --set select=default.")
+        raise UsageError("this vision tower has no CLS position", "use --set select=default")
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=language.config,
@@ -179,8 +179,8 @@ def _parts(
     depth = vision.num_hidden_layers
     if not -depth - 1 <= recipe.feature_layer <= depth:
         raise UsageError(
-            f"feature_layer = {recipe.feature_layer}, but the tower has {depth} layers.",
-            "Use --set feature_layer=-2, or a tower with more layers.",
+            f"feature_layer = {recipe.feature_layer}, but the tower has {depth} layers",
+            "use --set feature_layer=-2, or a tower with more layers",
         )
     settings = next(
         (_json(preprocessor / name) for name in _PREPROCESSORS if (preprocessor / name).is_file()),
@@ -226,12 +226,12 @@ def _load(kind: Any, folder: Path) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         text = str(error).strip().split("\n")[0]
         raise ModelInvalid(
-            f"{folder} cannot be loaded: {text}", "It needs config.json and safetensors."
+            f"{folder} cannot be loaded: {text}", "it needs config.json and safetensors"
         ) from error
     missing = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
     if missing:  # transformers would go on with random values there
         raise ModelInvalid(
-            f"{folder} lacks {len(missing)} tensors, {missing[0]} first.", "Fetch the model again."
+            f"{folder} lacks {len(missing)} tensors, {missing[0]} first", "fetch the model again"
         )
     return model
 
@@ -261,8 +261,8 @@ def _tower(folder: Path) -> Any:
         return _load(LlavaForConditionalGeneration, folder).model.vision_tower
     if kind not in _TOWERS:
         raise ModelInvalid(
-            f"{folder} is no CLIP vision tower (its model_type is {kind!r}).",
-            "Give --vision-tower a CLIPModel, CLIPVisionModel or LLaVA.",
+            f"{folder} is no CLIP vision tower (its model_type is {kind!r})",
+            "give --vision-tower a CLIPModel, CLIPVisionModel or LLaVA",
         )
     return _load(CLIPVisionModel, folder)
 
@@ -275,9 +275,7 @@ def _tokenizer(folder: Path) -> Any:
             folder, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError, KeyError, LlavaError) as error:
-        raise ModelInvalid(
-            f"{folder}: no tokenizer: {error}", "It needs tokenizer.json."
-        ) from error
+        raise ModelInvalid(f"{folder}: no tokenizer: {error}", "it needs tokenizer.json") from error
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -305,7 +303,7 @@ def _positions(vision: Any, select: str) -> int:
 
 def _config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
-        raise ModelInvalid(f"{folder} has no config.json.", "Give a model folder.")
+        raise ModelInvalid(f"{folder} has no config.json", "give a model folder")
     return _json(folder / "config.json")
 
 
@@ -313,7 +311,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelInvalid(f"{path} cannot be read: {error}", "Fetch the model again.") from error
+        raise ModelInvalid(f"{path} cannot be read: {error}", "fetch the model again") from error
 
 
 def _digest(folder: Path) -> str:

@@ -85,7 +85,7 @@ def choose(folder: Path, resume: str) -> int:
         return there[-1] if there else 0
     if not resume.isdecimal() or int(resume) not in there:
         known = ", ".join(map(str, there)) or "none"
-        raise UsageError(f"No checkpoint of step {resume}.", f"Checkpoints: {known}.")
+        raise UsageError(f"no checkpoint of step {resume}", f"checkpoints: {known}")
     for later in there:
         if later > int(resume):  # they belong to the future that is now trained anew
             shutil.rmtree(folder / f"step-{later}")
@@ -107,16 +107,16 @@ def restore(
     for key, value in vars(identity).items():
         if state["identity"].get(key) != value:
             raise UsageError(
-                f"{place} was made with {_WHAT[key]}.",
-                "Continue with the same, begin again with --resume never, or use another --output.",
+                f"{place} was made with {_WHAT[key]}",
+                "continue with the same, begin again with --resume never, or use another --output",
             )
     try:
         tensors = load_file(place / "weights.safetensors")
         rest: dict[str, Any] = torch.load(place / "optimizer.pt", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise LlavaError(f"{place} cannot be read: {error}", "Use an earlier step.") from error
+        raise LlavaError(f"{place} cannot be read: {error}", "use an earlier step") from error
     if tensors.keys() != weights.keys():
-        raise UsageError(f"{place} holds other weights than are trained.", "Use --resume never.")
+        raise UsageError(f"{place} holds other weights than are trained", "use --resume never")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tensors[name])
@@ -130,7 +130,7 @@ def _state(place: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((place / "state.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise LlavaError(f"{place} cannot be read: {error}", "Use an earlier step.") from error
+        raise LlavaError(f"{place} cannot be read: {error}", "use an earlier step") from error
     return state
 
 

@@ -65,7 +65,7 @@ def read(paths: Sequence[Path]) -> list[Sample]:
         for position, record in enumerate(_records(path))
     ]
     if not samples:
-        raise DataError("The data holds no sample.", "Give --data a LLaVA JSON file.")
+        raise DataError("the data holds no sample", "give --data a LLaVA JSON file")
     return samples
 
 
@@ -73,7 +73,7 @@ def _records(path: Path) -> list[Any]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "Give a LLaVA JSON file.") from error
+        raise DataError(f"{path} cannot be read: {error}", "give a LLaVA JSON file") from error
     try:
         if text.lstrip().startswith("["):
             records = json.loads(text)
@@ -81,7 +81,7 @@ def _records(path: Path) -> list[Any]:
             records = [json.loads(line) for line in text.splitlines() if line.strip()]
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path} is not JSON: {error}", "Give a list of samples, or one sample a line."
+            f"{path} is not JSON: {error}", "give a list of samples, or one sample a line"
         ) from error
     return list(records)
 
@@ -89,7 +89,7 @@ def _records(path: Path) -> list[Any]:
 def _sample(record: Any, place: str) -> Sample:
     """A record of a file as a checked sample."""
     if not isinstance(record, dict):
-        raise DataError(f"Sample {place} is not an object.", "See LLaVA's JSON format.")
+        raise DataError(f"sample {place} is not an object", "see LLaVA's JSON format")
     name = f"{record['id']} ({place})" if "id" in record else place
     turns = _turns(record.get("conversations"), name)
     image = record.get("image")
@@ -98,12 +98,12 @@ def _sample(record: Any, place: str) -> Sample:
     if image is None:
         return Sample(name, None, tuple(turns))
     if not isinstance(image, str):
-        raise DataError(f"Sample {name}: 'image' is not one path.", "One picture a sample.")
+        raise DataError(f"sample {name}: 'image' is not one path", "one picture a sample")
     places = [i for i, (role, text) in enumerate(turns) if role == "user" and IMAGE_TOKEN in text]
     if len(places) != 1:
         raise DataError(
-            f"Sample {name}: {len(places)} turns hold {IMAGE_TOKEN}, and it has one picture.",
-            f"Put {IMAGE_TOKEN} into the turn that asks about the picture.",
+            f"sample {name}: {len(places)} turns hold {IMAGE_TOKEN}, and it has one picture",
+            f"put {IMAGE_TOKEN} into the turn that asks about the picture",
         )
     text = turns[places[0]][1].replace(IMAGE_TOKEN, "").strip()
     turns[places[0]] = ("user", text)
@@ -117,8 +117,8 @@ def _turns(conversations: Any, name: str) -> list[tuple[str, str]]:
         role = _ROLES.get(turn.get("from", "")) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise DataError(
-                f"Sample {name}: a turn without 'from' (human or gpt) and a text 'value'.",
-                "See LLaVA's JSON format.",
+                f"sample {name}: a turn without 'from' (human or gpt) and a text 'value'",
+                "see LLaVA's JSON format",
             )
         turns.append((role, turn["value"]))
     if turns and turns[0][0] == "assistant":  # upstream drops it too
@@ -126,13 +126,13 @@ def _turns(conversations: Any, name: str) -> list[tuple[str, str]]:
     for position, (role, _) in enumerate(turns):
         if role != ("user", "assistant")[position % 2]:
             raise DataError(
-                f"Sample {name}: turn {position + 1} does not alternate between human and gpt.",
-                "Join neighbouring turns of one speaker.",
+                f"sample {name}: turn {position + 1} does not alternate between human and gpt",
+                "join neighbouring turns of one speaker",
             )
     if len(turns) % 2:  # an unanswered question bears no loss
         turns = turns[:-1]
     if not turns:
-        raise DataError(f"Sample {name}: no question with an answer.", "Remove the sample.")
+        raise DataError(f"sample {name}: no question with an answer", "remove the sample")
     return turns
 
 
@@ -142,8 +142,8 @@ def _inside(path: str, name: str) -> str:
     outside = normal.split(os.sep)[0] == ".." or "\0" in path
     if outside or PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive:
         raise DataError(
-            f"Sample {name}: {path!r} leaves the folder of pictures.",
-            "Give paths relative to --images.",
+            f"sample {name}: {path!r} leaves the folder of pictures",
+            "give paths relative to --images",
         )
     return normal
 
@@ -220,9 +220,9 @@ def rendered(sample: Sample, prompt_format: PromptFormat) -> tuple[Segment, ...]
     """A sample written down in a format."""
     if not prompt_format.reads_question and (len(sample.turns) != 2 or not sample.image):
         raise DataError(
-            f"Sample {sample.name}: the prompt format {prompt_format.name} takes one picture, one "
-            "question and one answer.",
-            "Choose another prompt_format for conversations.",
+            f"sample {sample.name}: the prompt format {prompt_format.name} takes one picture, one "
+            "question and one answer",
+            "choose another prompt_format for conversations",
         )
     return render(sample.conversation(PLACE), prompt_format, complete=True)
 
@@ -239,10 +239,10 @@ def _picture(sample: Sample, images: Path | None) -> Path | None:
     if sample.image is None:
         return None
     if images is None:
-        raise DataError(f"Sample {sample.name} has a picture.", "Give --images DIR.")
+        raise DataError(f"sample {sample.name} has a picture", "give --images DIR")
     path = images / sample.image
     if not path.is_file():
-        raise DataError(f"Sample {sample.name}: {path} is missing.", "Check --images.")
+        raise DataError(f"sample {sample.name}: {path} is missing", "check --images")
     return path
 
 
@@ -377,7 +377,7 @@ class Loader:
         """(3, H, W) of a sample's picture."""
         path = self._data.images[index]
         if path is None:
-            raise DataError(f"Sample {self._data.names[index]} has no picture.")
+            raise DataError(f"sample {self._data.names[index]} has no picture")
         prepared = self._cache.get(path)
         if prepared is None:
             try:

@@ -87,7 +87,7 @@ def disk_name(name: str) -> str:
         renamed, count = re.subn(pattern, replacement, name)
         if count:
             return renamed
-    raise LlavaError(f"The tensor {name} has no place in a llava-hf folder.")
+    raise LlavaError(f"the tensor {name} has no place in a llava-hf folder")
 
 
 def _tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -98,7 +98,7 @@ def _tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor
         value = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise LlavaError(
-                f"{name} does not fit into {dtype} or is not finite.", "Use export_dtype=bfloat16."
+                f"{name} does not fit into {dtype} or is not finite", "use export_dtype=bfloat16"
             )
         yield disk_name(name), value.contiguous()
 

@@ -60,7 +60,7 @@ class Encoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelInvalid(
-                "The tokenizer gives no character offsets.", "Use a model with tokenizer.json."
+                "the tokenizer gives no character offsets", "use a model with tokenizer.json"
             )
         self._plain = type(backend).from_str(backend.to_str())
         self._plain.encode_special_tokens = True
@@ -93,7 +93,7 @@ class Encoder:
         for run in parts:
             if run.image is not None:
                 if self.image_token_id is None:
-                    raise ModelInvalid(f"The tokenizer has no {IMAGE_TOKEN} token.")
+                    raise ModelInvalid(f"the tokenizer has no {IMAGE_TOKEN} token")
                 ids += [self.image_token_id] * self.image_tokens
                 labels += [IGNORE_INDEX] * self.image_tokens
                 images.append(run.image)
@@ -113,8 +113,8 @@ class Encoder:
         token = self._backend.token_to_id(text)
         if token is None:
             raise ModelInvalid(
-                f"The tokenizer has no token {text!r}, which the prompt format needs.",
-                "Choose another prompt_format, or a model made for this one.",
+                f"the tokenizer has no token {text!r}, which the prompt format needs",
+                "choose another prompt_format, or a model made for this one",
             )
         return int(token)
 
@@ -122,22 +122,22 @@ class Encoder:
         """The sample cut to `max_length`; an error where nothing would be left to learn."""
         if not whole.answer_tokens:
             raise DataError(
-                f"Sample {name}: no token bears loss.", "Give every sample an answer that is text."
+                f"sample {name}: no token bears loss", "give every sample an answer that is text"
             )
         limit = self.max_length
         if limit is None or len(whole.ids) <= limit:
             return whole
         if any(end > limit for end in ends):
             raise DataError(
-                f"Sample {name}: a picture does not fit into max_length {limit}.",
-                f"The sample has {len(whole.ids)} tokens; raise max_length or split it.",
+                f"sample {name}: a picture does not fit into max_length {limit}",
+                f"the sample has {len(whole.ids)} tokens; raise max_length or split it",
             )
         cut = len(whole.ids) - limit
         fitted = Encoded(whole.ids[:limit], whole.labels[:limit], whole.images, cut)
         if not fitted.answer_tokens:
             raise DataError(
-                f"Sample {name}: cutting it to max_length {limit} removes every answer.",
-                f"The sample has {len(whole.ids)} tokens; raise max_length or split it.",
+                f"sample {name}: cutting it to max_length {limit} removes every answer",
+                f"the sample has {len(whole.ids)} tokens; raise max_length or split it",
             )
         return fitted
 

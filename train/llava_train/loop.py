@@ -93,9 +93,7 @@ def train(
     the recipe's own `steps` is what shortens the schedule.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "Training in several processes is not supported.", "Run one, not torchrun."
-        )
+        raise UsageError("training in several processes is not supported", "run one, not torchrun")
     place = Path(output)
     parts = assemble(recipe, model=model, vision_tower=vision_tower, from_run=from_run)
     encoded = load_data(recipe, parts, data, images, note)
@@ -111,7 +109,7 @@ def train(
     first = checkpoint.choose(states, resume)
     if first:
         checkpoint.restore(states, first, weights, optimizer, identity)
-        note(f"Continuing after step {first}.")
+        note(f"continuing after step {first}")
     place.mkdir(parents=True, exist_ok=True)
     (place / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
     log = Log(place / "log.jsonl", first)
@@ -160,10 +158,10 @@ def load_data(
     encoded = dataset.encode(samples, folder, encoder, FORMATS[recipe.prompt_format], parts.pad_id)
     note(
         f"{len(encoded)} samples, {int(encoded.lengths.sum())} positions, "
-        f"{int(encoded.loss.sum())} of them bear loss."
+        f"{int(encoded.loss.sum())} of them bear loss"
     )
     if encoded.cut:
-        note(f"{encoded.cut} samples are longer than {limit} and were cut at the end.")
+        note(f"{encoded.cut} samples are longer than {limit} and were cut at the end")
     return encoded
 
 
@@ -234,15 +232,15 @@ def one_step(
             loss += part.detach()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"Step {step} did not fit into memory.", "Lower micro_batch, or max_length."
+            f"step {step} did not fit into memory", "lower micro_batch, or max_length"
         ) from error
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(trained, recipe.clip or math.inf)
     value, norm_value = float(loss), float(norm)
     if not math.isfinite(value) or not math.isfinite(norm_value):
         raise LlavaError(
-            f"Step {step}: the loss is {value}, the gradient's norm {norm_value}.",
-            "Lower the learning rate, or use --set precision=float32.",
+            f"step {step}: the loss is {value}, the gradient's norm {norm_value}",
+            "lower the learning rate, or use --set precision=float32",
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -69,7 +69,7 @@ def plan(
         steps = min(steps, max_steps)
     passes = steps * recipe.batch / len(encoded)
     pictures = sum(path is not None for path in encoded.images)
-    flops = float(sum(_sample_flops(parts, encoded, i).step(recipe) for i in _some(encoded)))
+    flops = float(sum(sample_flops(parts, encoded, i).step(recipe) for i in _some(encoded)))
     flops *= passes * len(encoded) / len(list(_some(encoded)))
     where = device or _device()
     cores = 1 if where.startswith("cuda") else os.cpu_count() or 1
@@ -176,7 +176,8 @@ def _some(encoded: EncodedData) -> range:
     return range(0, len(encoded), max(1, len(encoded) // 1000))
 
 
-def _sample_flops(parts: Parts, encoded: EncodedData, index: int) -> Flops:
+def sample_flops(parts: Parts, encoded: EncodedData, index: int) -> Flops:
+    """Of the forward pass of one sample."""
     vision, text = parts.model.config.vision_config, parts.model.config.text_config
     part = slice(encoded.starts[index], encoded.starts[index + 1])
     positions, answers = int(encoded.lengths[index]), int(encoded.loss[part].sum())

@@ -156,11 +156,11 @@ def load(reference: str | Path) -> Recipe:
         return parse(text, f"recipe {reference}", name=reference)
     path = Path(reference)
     if not path.is_file():
-        raise UsageError(f"No recipe {reference!r}.", _close(reference, names(), "Recipes"))
+        raise UsageError(f"no recipe {reference!r}", _close(reference, names(), "recipes"))
     try:
         return parse(path.read_text("utf-8"), str(path), name=path.stem)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "Give a TOML file.") from error
+        raise UsageError(f"{path} cannot be read: {error}", "give a TOML file") from error
 
 
 def parse(text: str, where: str, name: str = "") -> Recipe:
@@ -168,7 +168,7 @@ def parse(text: str, where: str, name: str = "") -> Recipe:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where} is not TOML: {error}", "Correct the file.") from error
+        raise UsageError(f"{where} is not TOML: {error}", "correct the file") from error
     return from_values(Recipe(name=name), values, where)
 
 
@@ -183,7 +183,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign:
-            raise UsageError(f"--set {setting}: no '='.", "Write --set KEY=VALUE.")
+            raise UsageError(f"--set {setting}: no '='", "write --set KEY=VALUE")
         key, text = key.strip(), text.strip()
         values[key] = _parsed(key, text)
     return from_values(recipe, values, "--set")
@@ -197,14 +197,12 @@ def _parsed(key: str, text: str) -> Any:
         return kind(text)
     except (KeyError, ValueError) as error:
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-        raise UsageError(
-            f"--set {key}: {text!r} is not {wanted}.", f"{key} is {wanted}."
-        ) from error
+        raise UsageError(f"--set {key}: {text!r} is not {wanted}", f"{key} is {wanted}") from error
 
 
 def _field_type(key: str, where: str) -> type:
     if key not in _TYPES:
-        raise UsageError(f"{where}: no field {key!r}.", _close(key, _TYPES, "Fields"))
+        raise UsageError(f"{where}: no field {key!r}", _close(key, _TYPES, "fields"))
     kind = _TYPES[key]
     return get_args(kind)[0] if get_args(kind) else kind
 
@@ -215,7 +213,7 @@ def _typed(key: str, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         raise UsageError(
-            f"{where}: {key} = {value!r} is not {kind.__name__}.", f"Give {key} as {kind.__name__}."
+            f"{where}: {key} = {value!r} is not {kind.__name__}", f"give {key} as {kind.__name__}"
         )
     return value
 
@@ -225,25 +223,25 @@ def _checked(recipe: Recipe) -> Recipe:
     for key, choices in _CHOICES.items():
         value = getattr(recipe, key)
         if value not in choices:
-            raise UsageError(f"{key} = {value!r} is not known.", f"One of: {', '.join(choices)}.")
+            raise UsageError(f"{key} = {value!r} is not known", f"one of: {', '.join(choices)}")
     for key in ("batch", "micro_batch", "max_length", "workers", "prefetch", "keep"):
         if getattr(recipe, key) < 1:
-            raise UsageError(f"{key} must be at least 1.", f"Give {key} = 1 or more.")
+            raise UsageError(f"{key} must be at least 1", f"give {key} = 1 or more")
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(
-                f"{field.name} = {value} is not a finite number.", f"Correct {field.name}."
+                f"{field.name} = {value} is not a finite number", f"correct {field.name}"
             )
         if field.name != "feature_layer" and isinstance(value, (int, float)) and value < 0:
-            raise UsageError(f"{field.name} = {value} is below zero.", "Give 0 or more.")
+            raise UsageError(f"{field.name} = {value} is below zero", "give 0 or more")
     if not any(recipe.trains(module) for module in MODULES):
-        raise UsageError("The recipe trains nothing.", "Set one of train_... = true.")
+        raise UsageError("the recipe trains nothing", "set one of train_... = true")
     return recipe
 
 
 def _close(name: str, known: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(name, list(known), 3)
     if near:
-        return f"Did you mean {', '.join(near)}?"
-    return f"{what}: {', '.join(known)}."
+        return f"did you mean {', '.join(near)}?"
+    return f"{what}: {', '.join(known)}"
