@@ -22,6 +22,7 @@ from llava_convert.settings import Settings
 from llava_convert.shards import SourceTensor, open_tensors
 
 Activation = Literal["quick_gelu", "gelu", "silu"]
+"""What llama.cpp's CLIP graph has; its gelu is the tanh form."""
 
 SUPPORTED = "LlavaForConditionalGeneration with a CLIP tower and a Llama or Mistral language model"
 REFUSED = {
@@ -61,7 +62,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu", "gelu_fast": "gelu",
     "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
-"""transformers' names -> the three that llama.cpp's CLIP graph has (its gelu is the tanh form)."""
+"""By transformers' names."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,15 @@ class VisionShape:
     image: int
     patch: int
     eps: float
-    activation: Activation
+    hidden_act: str
+    """transformers' name of the activation."""
     feature_layer: int
     """k: the features are hidden_states[k], so k layers run."""
+
+    @property
+    def activation(self) -> Activation:
+        """The activation as llama.cpp knows it."""
+        return ACTIVATIONS[self.hidden_act]
 
     @property
     def positions(self) -> int:
@@ -269,7 +276,7 @@ def _vision(config: Settings) -> VisionShape:
         image=image,
         patch=patch,
         eps=vision.number("layer_norm_eps"),
-        activation=ACTIVATIONS[activation],
+        hidden_act=activation,
         feature_layer=_feature_layer(config.get("vision_feature_layer", -2), layers),
     )
 

@@ -221,13 +221,10 @@ def _specials(files: _Files, config: Mapping[str, Any], base: Tokens) -> dict[st
 
 def _ends(files: _Files) -> tuple[bool, bool]:
     """Whether the tokenizer puts BOS before and EOS behind a text, by transformers' rules."""
-    if "add_bos_token" in files.config or "add_eos_token" in files.config:
-        return bool(files.config.get("add_bos_token")), bool(files.config.get("add_eos_token"))
-    if not files.tokenizer:
-        return True, False  # a bare SentencePiece file: Llama's rule
+    if not files.tokenizer:  # a bare SentencePiece file: Llama's rule
+        config = files.config
+        return bool(config.get("add_bos_token", True)), bool(config.get("add_eos_token", False))
     template = _template(files.tokenizer.get("post_processor"))
-    if "A" not in template:
-        return False, False
     middle = template.index("A")
     return middle > 0, middle < len(template) - 1
 

@@ -58,7 +58,7 @@ def test_every_tensor_comes_back_within_the_precision_of_its_type(
         "vision_tower.embeddings.patch_embedding.weight": "v.patch_embd.weight",
         "vision_tower.embeddings.position_embedding.weight": "v.position_embd.weight",
         "vision_tower.embeddings.class_embedding": "v.class_embd",
-        "vision_tower.encoder.layers.1.mlp.fc1.weight": "v.blk.1.ffn_up.weight",
+        "vision_tower.encoder.layers.1.self_attn.q_proj.weight": "v.blk.1.attn_q.weight",
         "vision_tower.encoder.layers.0.self_attn.out_proj.bias": "v.blk.0.attn_out.bias",
         "multi_modal_projector.linear_1.weight": "mm.0.weight",
         "multi_modal_projector.linear_2.bias": "mm.2.bias",
@@ -163,7 +163,8 @@ def test_the_mmproj_says_all_that_a_reader_needs(
         "clip.vision.projection_dim": 64,
         "clip.vision.attention.head_count": 2,
         "clip.use_gelu": None,
-        "clip.use_silu": None,
+        "clip.use_silu": True,
+        "llava.vision_hidden_act": "quick_gelu",
         "llava.image_aspect": "pad",
         "llava.image_pad_color": [122, 116, 104],
     }
@@ -184,7 +185,7 @@ def test_a_centre_cropping_checkpoint_says_so(source: Path, tmp_path: Path, gguf
 
 
 @pytest.mark.parametrize(
-    ("choice", "layers"), [(-2, 2), (-1, 3), (0, 0), (1, 1), (2, 2), (-3, 1), ([-2], 2)]
+    ("choice", "layers"), [(-2, 2), (-1, 3), (1, 1), (2, 2), (-3, 1), ([-2], 2)]
 )
 def test_the_features_are_those_of_the_chosen_layer(
     source: Path,
@@ -220,8 +221,9 @@ def test_the_towers_activation_is_kept(
     change_config(source, vision__hidden_act=activation)
     result = convert(source, tmp_path / "out", mmproj_outtype="f32")
     keys = gguf(result.files[1].path)[0]
+    assert keys["llava.vision_hidden_act"] == activation
     assert keys.get("clip.use_gelu", False) == activation.startswith("gelu")
-    assert keys.get("clip.use_silu", False) == (activation == "silu")
+    assert keys.get("clip.use_silu", False) != activation.startswith("gelu")
     ours, theirs = mmproj_features(result.files[1].path, pixels), torch_features(source, pixels)
     assert np.abs(ours - theirs).max() < 5e-3
 
@@ -338,3 +340,15 @@ def test_a_name_that_is_no_file_name_is_refused(bpe_model: Path, tmp_path: Path,
     with pytest.raises(UsageError):
         convert(bpe_model, tmp_path, name=name)
     assert not list(tmp_path.iterdir())
+
+
+def test_quick_gelu_is_written_as_silu_which_llama_cpp_computes_exactly(
+    bpe_model: Path, tmp_path: Path, gguf: Gguf
+) -> None:
+    values = gguf(convert(bpe_model, tmp_path, mmproj_outtype="f32").files[1].path)[1]
+    source = source_tensors(bpe_model)
+    layer = "vision_tower.encoder.layers.0.mlp"
+    for kind in ("weight", "bias"):
+        assert np.allclose(values[f"v.blk.0.ffn_up.{kind}"], 1.702 * source[f"{layer}.fc1.{kind}"])
+    assert np.allclose(values["v.blk.0.ffn_down.weight"], source[f"{layer}.fc2.weight"] / 1.702)
+    assert np.array_equal(values["v.blk.0.ffn_down.bias"], source[f"{layer}.fc2.bias"])
