@@ -7,10 +7,13 @@ come from (`images.py`), the preparation for a vision tower (`pixels.py`).
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageColor, UnidentifiedImageError
@@ -65,7 +68,8 @@ def decode(data: bytes, source: str, background: str = "white") -> Image.Image:
         if picture.width * picture.height > MAX_PIXELS:
             raise _too_many_pixels(source, f"{picture.width}×{picture.height} pixels")
         try:
-            picture.load()
+            with _libtiff_silenced() if picture.format == "TIFF" else nullcontext():
+                picture.load()
         except MemoryError as error:
             raise _out_of_memory(source) from error
         except Image.DecompressionBombError as error:
@@ -129,6 +133,24 @@ def clipboard_png() -> bytes:
     packed = io.BytesIO()
     found.save(packed, "PNG")
     return packed.getvalue()
+
+
+@contextmanager
+def _libtiff_silenced() -> Iterator[None]:
+    """libtiff writes its remarks to file descriptor 2 itself; the error we raise says enough."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(devnull, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -54,15 +54,26 @@ def scenes(
     workers: int | None,
 ) -> None:
     """Draw pictures of coloured shapes and write what is in them as training data."""
-    import os
-
     from llava_cli.terminal.documents import write_document
     from llava_cli.terminal.streams import note
     from llava_train.scene_files import write_scenes
 
-    chosen = workers or os.cpu_count() or 1
-    write_scenes(out, n=n, seed=seed, size=size, image_format=image_format, workers=chosen)
+    write_scenes(
+        out,
+        n=n,
+        seed=seed,
+        size=size,
+        image_format=image_format,
+        workers=workers or _workers(n),
+    )
     if common().json:
         write_document({"out": str(out), "n": n, "seed": seed, "format": image_format})
     elif not common().quiet:
         note(f"{n} scenes written to {out}")
+
+
+def _workers(n: int) -> int:
+    """As many processes as pay for their start."""
+    import os
+
+    return min(os.cpu_count() or 1, 1 + n // 200)

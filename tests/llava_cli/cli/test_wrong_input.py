@@ -114,6 +114,13 @@ def test_decompression_bomb(ask: Ask) -> None:
     refused(ask("bomb.png", bomb), "megapixels")
 
 
+def test_damaged_tiff_leaves_no_remarks_of_libtiff(ask: Ask) -> None:
+    """Its decoder writes to stderr itself, past Python."""
+    data = bytearray(encoded(noise(), "TIFF", compression="tiff_lzw"))
+    data[3000:3500] = np.random.default_rng(0).bytes(500)
+    refused(ask("scan.tif", bytes(data)), "damaged")
+
+
 def test_unmatched_pattern(run: Run) -> None:
     refused(run("ask", "*.jpg", "hi", *NO_MODEL), "no file matches")
 
