@@ -64,7 +64,7 @@ class HfVocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
-        if self._swallows and text.startswith(" "):
+        if self._swallows and text.startswith((" ", _SPACE)):
             text = " " + text
         return self._ids_of(text)
 

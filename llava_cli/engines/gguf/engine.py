@@ -31,6 +31,7 @@ from llava_cli.models.files import ModelFiles
 from llava_cli.pixels import prepare
 from llava_cli.prompts import render, runs
 
+_BYTES_A_THREAD = 24 * 1024 * 1024
 _KEPT_BYTES = 256 * 1024 * 1024
 """Features of pictures that are kept for later turns."""
 
@@ -80,7 +81,7 @@ class GgufEngine:
         self.device, gpu = _device(device)
         exact = files.config.get("general.file_type") == 0  # all float32
         settings = ContextSettings(
-            threads=threads or default_threads(),
+            threads=threads or default_threads(files.path.stat().st_size),
             kv_type=kv_type or ("f32" if exact else "f16"),
             flash_attention=not exact if flash_attention is None else flash_attention,
             use_gpu=self.device != "cpu",
@@ -225,13 +226,18 @@ class GgufEngine:
         return features, False
 
 
-def default_threads() -> int:
-    """Processor cores this process may use; on larger machines without their second threads."""
+def default_threads(size: int) -> int:
+    """Processor cores for a model of so many bytes.
+
+    Threads wait for each other at every operation, which costs a small model more than they give,
+    above all on a busy machine. Large machines do not gain from their cores' second threads.
+    """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return cores if cores <= 4 else max(4, cores // 2)
+    cores = cores if cores <= 4 else max(4, cores // 2)
+    return max(1, min(cores, size // _BYTES_A_THREAD))
 
 
 def _cells(pieces: Sequence[Piece], pictures: Sequence[Features]) -> list[Cell]:
