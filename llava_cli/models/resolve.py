@@ -39,7 +39,7 @@ def resolve(
     if reference is None or reference == BUNDLED:
         return _checked_engine(_bundled(engine, projector), engine)
     path = Path(reference).expanduser()
-    if _is_there(path):
+    if reference.strip() and _is_there(path):
         files = _local(path, reference, projector, engine)
     elif _is_pathlike(reference):
         raise ModelNotFound(
