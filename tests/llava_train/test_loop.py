@@ -224,11 +224,18 @@ def test_bfloat16_with_blocks_stays_near_float32(build: Built, talks: Path, pict
     parts = build(recipe)
     batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(12))
     exact = float(loop.answer_loss(parts.model, batch).detach())
-    calls = []
+    calls: list[torch.Size] = []
     attention.use(parts.model.model.language_model)
     inside = attention.block_causal
+
+    def counted(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        calls.append(query.shape)
+        return inside(query, key, value, scale)
+
     with pytest.MonkeyPatch.context() as patch, loop.autocast(recipe, CPU):
-        patch.setattr(attention, "block_causal", lambda *a: calls.append(1) or inside(*a))
+        patch.setattr(attention, "block_causal", counted)
         near = float(loop.answer_loss(parts.model, batch).detach())
     assert len(calls) == 2  # each layer's attention
     assert near == pytest.approx(exact, rel=2e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,7 +124,8 @@ def test_the_fingerprint_follows_what_decides_the_result() -> None:
         value = getattr(base, field.name)
         if field.name in recipes.FREE or isinstance(value, str):
             continue
-        changed = replace(base, **{field.name: not value if isinstance(value, bool) else value + 1})
+        other: Any = not value if isinstance(value, bool) else value + 1
+        changed = replace(base, **{field.name: other})
         assert changed.fingerprint() != base.fingerprint(), field.name
 
 

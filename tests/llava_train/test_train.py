@@ -76,9 +76,8 @@ def test_stage_1_then_stage_2_lower_the_loss_and_load_in_transformers(
 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        result.model, output_loading_info=True
-    )
+    automatic: Any = AutoModelForImageTextToText
+    model, report = automatic.from_pretrained(result.model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert model.dtype == torch.float32
     processor = AutoProcessor.from_pretrained(result.model)
@@ -210,7 +209,8 @@ def test_a_killed_run_continues_bit_equal(
 ) -> None:
     """SIGKILL in the middle of a process; the same again continues from its last state."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    recipe, changes = tmp_path / "recipe.toml", {"save_every": 2}
+    recipe = tmp_path / "recipe.toml"
+    changes: dict[str, Any] = {"save_every": 2}
     recipe.write_text(replace(STAGE2, **changes).to_toml())
     arguments = [
         sys.executable,
@@ -306,7 +306,7 @@ def test_image_processor_of_the_export_prepares_as_training_does(tiny: Any, tmp_
 
     image = tiny.picture(90, 50, 3)
     for aspect in ("pad", "crop", "stretch"):
-        config = PixelConfig(size=28, aspect=aspect)  # type: ignore[arg-type]
+        config = PixelConfig(size=28, aspect=aspect)
         processor = image_processor(config)
         assert PixelConfig.from_preprocessor(processor.to_dict()) == config
         theirs = processor(image, return_tensors="np")["pixel_values"][0]

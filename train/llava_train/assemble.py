@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from llava_cli import models
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
-from llava_cli.pixels import PixelConfig
+from llava_cli.pixels import Aspect, PixelConfig
 from llava_train import connectors
 from llava_train.labels import IMAGE_TOKEN
 from llava_train.recipe import MODULES, Recipe
@@ -157,7 +157,7 @@ def _composed(recipe: Recipe, folder: Path, vision_tower: str | Path | None, who
         image_seq_length=_positions(tower.config, recipe.select),
         projector_hidden_act=connectors.activation(recipe.connector),
         vision_feature_layer=recipe.feature_layer,
-        vision_feature_select_strategy=recipe.select,
+        vision_feature_select_strategy=cast(Literal["default", "full"], recipe.select),
         tie_word_embeddings=bool(language.config.tie_word_embeddings),
     )
     with torch.device("meta"):  # an empty frame: every part is set below
@@ -189,7 +189,7 @@ def _parts(
     pixels = PixelConfig(size=vision.image_size)
     if settings:
         pixels = PixelConfig.from_preprocessor(settings)
-    pixels = replace(pixels, size=vision.image_size, aspect=recipe.aspect)
+    pixels = replace(pixels, size=vision.image_size, aspect=cast(Aspect, recipe.aspect))
     positions = _positions(vision, recipe.select)
     source = hashlib.sha256("".join(_digest(folder) for folder in sources).encode()).hexdigest()
     return Parts(model, tokenizer, pixels, positions, source)

@@ -78,7 +78,8 @@ def block_causal(
             part[start : start + rows].reshape(-1, positions, part.shape[-1])
             for part in (query, key, value)
         )
-        parts.append(_BlockCausal.apply(q, k, v, scale).view(-1, heads, positions, value.shape[-1]))
+        mixed: torch.Tensor = _BlockCausal.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
+        parts.append(mixed.view(-1, heads, positions, value.shape[-1]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

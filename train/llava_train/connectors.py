@@ -24,7 +24,7 @@ def build(kind: str, config: Any) -> nn.Module:
     """A new connector for a LlavaConfig, with torch's own initial values (as LLaVA has them)."""
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-    connector: nn.Module = LlavaMultiModalProjector(config).to(torch.float32)
+    connector: Any = LlavaMultiModalProjector(config).to(torch.float32)
     for layer in (connector.linear_1, connector.linear_2):
         layer.reset_parameters()
     if kind == "linear":
@@ -32,7 +32,8 @@ def build(kind: str, config: Any) -> nn.Module:
             nn.init.eye_(connector.linear_2.weight)
             if connector.linear_2.bias is not None:
                 connector.linear_2.bias.zero_()
-    return connector
+    built: nn.Module = connector
+    return built
 
 
 def kind_of(connector: nn.Module, act: str) -> str | None:
