@@ -93,7 +93,7 @@ def test_every_file_of_a_data_set_agrees_with_its_scenes(tmp_path: Path) -> None
     scenes = [json.loads(line) for line in (tmp_path / "scenes.jsonl").read_text().splitlines()]
     assert len(scenes) == 10
     for scene in scenes:
-        with PIL.Image.open(tmp_path / "images" / scene["image"]) as picture:
+        with PIL.Image.open(tmp_path / scene["image"]) as picture:
             assert picture.format == "JPEG"
             assert picture.size == (scene["width"], scene["height"]) and max(picture.size) == 200
     captions = json.loads((tmp_path / "captions.json").read_text())

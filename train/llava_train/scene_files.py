@@ -5,6 +5,8 @@ OUT/scenes.jsonl            one scene a line: objects with box, background, the 
 OUT/captions.json           COCO's layout: images, annotations (5 captions each), instances (boxes)
 OUT/stage1.json             LLaVA stage 1: a request for a brief description, one caption
 OUT/instruct.json           LLaVA JSON in three kinds: conversation, detail, reasoning
+
+Pictures are named relative to OUT, which is what `--images` of `llava train` takes.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ TEXT_STREAM = 1
 
 
 def scene_name(index: int, image_format: ImageFormat) -> str:
-    """The picture's file name."""
-    return f"{index:06d}.{image_format}"
+    """The picture's path inside the data set."""
+    return f"images/{index:06d}.{image_format}"
 
 
 def write_scenes(
@@ -50,7 +52,7 @@ def write_scenes(
     again. Files appear whole or not at all.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
-    draw = partial(_draw, out / "images", seed, size, image_format)
+    draw = partial(_draw, out, seed, size, image_format)
     if workers > 1:
         # spawn: a fork would copy the locks of whatever threads the caller runs
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -82,7 +82,7 @@ def _stage1(out: Path, settings: BuildSettings, note: Note) -> None:
         model=out / "language" / "model",
         vision_tower=out / "tower" / "model",
         data=[folder / "stage1-part.json"],
-        images=folder / "images",
+        images=folder,
         output=out / "stage1",
         note=note,
     )
@@ -96,7 +96,7 @@ def _stage2(out: Path, settings: BuildSettings, note: Note) -> None:
         override(load("demo-stage2"), settings.set_stage2),
         from_run=out / "stage1",
         data=[folder / "mixed.json"],
-        images=folder / "images",
+        images=folder,
         output=out / "stage2",
         note=note,
     )
