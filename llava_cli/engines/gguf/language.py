@@ -27,6 +27,8 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _FLASH_AUTO, _FLASH_OFF = -1, 0
 _CHUNK = 512
 """Positions read in one call: small enough that Ctrl-C is heard in between."""
+_GRAIN = 256
+"""llama.cpp rounds contexts up to this."""
 _ALL_LAYERS = -1
 
 
@@ -72,7 +74,8 @@ class LanguageModel:
         if positions <= self.capacity:
             return
         parameters = lib.llama_context_default_params()
-        parameters.n_ctx = min(max(256, 1 << (positions - 1).bit_length()), self.limit)
+        wanted = max(positions, 2 * self.capacity)  # growing by doubling moves little
+        parameters.n_ctx = min(-(-wanted // _GRAIN) * _GRAIN, max(self.limit, positions))
         parameters.n_batch = parameters.n_ubatch = _CHUNK
         parameters.n_threads = parameters.n_threads_batch = self._settings.threads
         parameters.type_k = parameters.type_v = KV_TYPES[self._settings.kv_type]

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llava_cli import engines, models
 from llava_cli.conversation import Conversation
 from llava_cli.engines import Engine
 from llava_cli.engines.base import Sampling, Token
 from llava_cli.errors import LlavaError
 from llava_cli.images import Image
+from llava_convert.conversion import convert
 from tests import tiny
 
 SHAPES = [(80, 60), (60, 80), (56, 56), (300, 40), (33, 210), (200, 199)]
@@ -100,6 +103,24 @@ def test_greedy_answers_are_identical(kind: str, request: pytest.FixtureRequest)
         assert ids_of(ours) == ids_of(theirs)
         assert text_of(ours) == text_of(theirs)
         assert ours[-1].finish_reason == theirs[-1].finish_reason
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"connector": "linear"}, {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}],
+    ids=str,
+)
+def test_other_connectors_and_activations_agree(kind: dict[str, Any], tmp_path: Path) -> None:
+    """LLaVA v1's linear projector, and towers with other activations than CLIP's."""
+    pytest.importorskip("transformers")
+    folder = tiny.build(tmp_path / "hf", gain=6.0, **kind)
+    convert(folder, tmp_path / "gguf", outtypes=("f32",), mmproj_outtype="f32")
+    pair = [engines.load(models.resolve(str(tmp_path / n)), threads=1) for n in ("gguf", "hf")]
+    for conversation in list(conversations())[:3]:
+        ours, theirs = (logits(engine, conversation) for engine in pair)
+        assert np.abs(ours - theirs).max() < 5e-3
+    for engine in pair:
+        engine.close()
 
 
 def test_a_seed_draws_the_same_tokens_in_both_engines(bpe_gguf: Engine, bpe_torch: Engine) -> None:
