@@ -37,7 +37,7 @@ def _outtypes(
         ("llava convert RUN -o gguf --dry-run", "which files, and how large"),
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write to."
 )
@@ -68,7 +68,7 @@ def _outtypes(
 @click.option("--name", help="In the files' names; default: the source folder's name.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 def convert(
-    source: Path,
+    source: str,
     out: Path,
     outtypes: tuple[str, ...],
     mmproj_outtype: str,
@@ -77,18 +77,19 @@ def convert(
 ) -> None:
     """Turn a checkpoint into GGUF files: NAME-TYPE.gguf and mmproj-NAME-TYPE.gguf.
 
-    SOURCE is a llava-hf folder or a training run.
+    SOURCE is a llava-hf folder, a training run, or a Hub id (org/name).
     """
     from llava_cli.terminal.documents import write_document
     from llava_cli.terminal.streams import note
     from llava_convert import convert as run
 
+    folder, label = _locate(source)
     result = run(
-        source,
+        folder,
         out,
         outtypes=outtypes,
         mmproj_outtype=mmproj_outtype,
-        name=name,
+        name=label if name is None else name,
         dry_run=dry_run,
         progress=_progress(dry_run),
     )
@@ -99,6 +100,18 @@ def convert(
         write_document(_document(result, dry_run=dry_run))
     else:
         _print_table(result, dry_run=dry_run)
+
+
+def _locate(source: str) -> tuple[Path, str | None]:
+    """The folder of a source, and what to call the result where the folder's name says nothing."""
+    from llava_cli.models import BUNDLED, resolve
+
+    path = Path(source).expanduser()
+    on_hub = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    if path.exists() or not (on_hub or source == BUNDLED):
+        return path, None
+    files = resolve(source, engine="torch", offline=common().offline)
+    return files.path, source.partition("@")[0].rpartition("/")[2]
 
 
 def _document(result: ConvertResult, *, dry_run: bool) -> dict[str, Any]:

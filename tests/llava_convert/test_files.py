@@ -196,7 +196,7 @@ def test_too_small_a_disk_is_an_error_before_anything_is_written(
     bpe_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(gguf_file.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(LlavaError, match=r"GB free, the files need") as caught:
         convert(bpe_model, tmp_path / "out")
     assert caught.value.exit_code == 1

@@ -49,7 +49,7 @@ def changed(tiny: ModuleType, folder: Path, **text: Any) -> Path:
 
     tiny.build(folder)
     config = LlavaForConditionalGeneration.from_pretrained(folder).config
-    inner = config.text_config.to_dict()
+    inner: dict[str, Any] = json.loads((folder / "config.json").read_text())["text_config"]
     config.text_config = LlamaConfig(**{**inner, **text})
     torch.manual_seed(1)
     model = LlavaForConditionalGeneration(config).float()
@@ -125,6 +125,64 @@ def test_the_mmproj_loads_and_encodes_a_picture(
     features = encode(llama(text.path), mmproj.path, np.zeros((56, 56, 3), np.uint8))
     assert features.shape == (16, 64)
     assert np.isfinite(features).all() and np.abs(features).max() > 0.1
+
+
+def narrow(folder: Path) -> None:
+    """Cut the tower's FFN to its width."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    for name in [n for n in tensors if ".mlp.fc" in n and n.startswith("vision_tower")]:
+        cut = (slice(0, 64),) if ".fc1." in name else (slice(None), slice(0, 64))
+        tensors[name] = np.ascontiguousarray(tensors[name][cut[: tensors[name].ndim]])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["intermediate_size"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="as LLaVA-1.5"),
+        pytest.param({"hidden_act": "gelu"}, id="gelu tower"),
+        pytest.param({"hidden_act": "silu"}, id="silu tower"),
+        pytest.param({"vision_feature_layer": -1}, id="last layer"),
+        pytest.param({"vision_feature_layer": 1}, id="first layer"),
+        pytest.param({"connector": "linear", "aspect": "crop"}, id="linear projector"),
+        pytest.param({"multimodal_projector_bias": False}, id="no biases"),
+        pytest.param({"narrow": True}, id="FFN as wide as the tower"),
+    ],
+)
+def test_picture_features_equal_transformers_in_our_engine(
+    tiny: ModuleType,
+    tmp_path: Path,
+    llama: Any,
+    torch_features: Any,
+    changes: dict[str, Any],
+) -> None:
+    from llava_cli.engines.gguf.vision import ImageEncoder
+    from llava_cli.pixels import normalise, prepare
+
+    later = {"narrow", "vision_feature_layer"}
+    folder = tiny.build(tmp_path / "source", **{k: v for k, v in changes.items() if k not in later})
+    if "narrow" in changes:
+        narrow(folder)
+    if "vision_feature_layer" in changes:
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_feature_layer"] = changes["vision_feature_layer"]
+        (folder / "config.json").write_text(json.dumps(config))
+    text, mmproj = convert(folder, tmp_path / "out", mmproj_outtype="f32").files
+    model = llama(text.path).model
+    encoder = ImageEncoder(mmproj.path, model, threads=1, use_gpu=False, width=64)
+    try:
+        for width, height in ((90, 60), (40, 130)):
+            pixels = prepare(tiny.picture(width, height), encoder.pixels)
+            expected = torch_features(folder, normalise(pixels, encoder.pixels))
+            assert np.abs(expected).max() > 1
+            assert np.abs(encoder.encode(pixels) - expected).max() < 1e-4
+    finally:
+        encoder.close()
 
 
 def encode(model: Any, mmproj: Path, picture: Any) -> Any:
