@@ -127,7 +127,7 @@ def build(
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokens.convert_tokens_to_ids("<image>"),
+        image_token_index=tokens.convert_tokens_to_ids("<image>"),
         projector_hidden_act="linear" if connector == "linear" else "gelu",
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from llava_cli.conversation import Conversation
@@ -20,7 +22,7 @@ VICUNA = FORMATS["vicuna_v1"]
 class Words:
     """A vocabulary of the words above; 0 and 6 end a turn."""
 
-    bos = None
+    bos: int | None = None
 
     def encode(self, text: str) -> list[int]:
         return [WORDS.index(text.encode())]
@@ -39,32 +41,24 @@ class Words:
 
 
 def run(
-    script: list[int], *, context: int = 99, continued: bool = False, **settings: object
+    script: list[int], *, context: int = 99, continued: bool = False, **settings: Any
 ) -> list[Token]:
     """Answer by a model that wants to say exactly these tokens."""
 
-    def logits(place: int) -> np.ndarray:  # type: ignore[type-arg]
+    def logits(place: int) -> npt.NDArray[np.float32]:
         row = np.zeros(len(WORDS), np.float32)
         row[script[place]] = 5.0
         return row
 
     read: list[int] = []
 
-    def advance(token: int) -> np.ndarray | None:  # type: ignore[type-arg]
+    def advance(token: int) -> npt.NDArray[np.float32] | None:
         read.append(token)
         return logits(len(read)) if len(read) < context else None
 
     prompt = answer.Prefilled(logits(0), time.perf_counter(), Stats(prompt_tokens=3))
-    return list(
-        answer.answer(
-            prompt,
-            advance,
-            Words(),
-            VICUNA,
-            Sampling(**settings),
-            continued=continued,  # type: ignore[arg-type]
-        )
-    )
+    sampling = Sampling(**settings)
+    return list(answer.answer(prompt, advance, Words(), VICUNA, sampling, continued=continued))
 
 
 def text_of(tokens: list[Token]) -> str:
