@@ -1,4 +1,4 @@
-"""Does the bundled model read pictures that another program drew? Matplotlib draws, the model answers.
+"""Does the bundled model read pictures of another program? Matplotlib draws, the model answers.
 
     pip install matplotlib
     python benchmarks/other_program.py --n 200
@@ -103,7 +103,7 @@ def draw(rng: np.random.Generator) -> tuple[Scene, bytes]:
 
 def main() -> int:
     """Draw, ask, count."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model")

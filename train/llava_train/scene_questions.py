@@ -233,6 +233,7 @@ def _presence(scene: Scene, rng: np.random.Generator) -> Turn:
         thing = o.shape if yes else _pick(rng, missing)
     else:
         missing = [c for c in COLORS if c not in {x.color for x in scene.objects}]
+        yes = yes or not missing
         thing = f"{o.color if yes else _pick(rng, missing)} shape"
     answer = f"Yes, there is {a(thing)}." if yes else f"No, there is no {thing}."
     return Turn("presence", _pick(rng, ask).format(a(thing)), answer)
