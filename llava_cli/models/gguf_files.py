@@ -6,11 +6,9 @@ from pathlib import Path
 
 from llava_cli.errors import ModelInvalid, ModelNotFound
 from llava_cli.models.files import ModelFiles
-from llava_cli.models.gguf_header import GGUFHeader, is_gguf, read_header
+from llava_cli.models.gguf_header import GGUFHeader, read_header
+from llava_cli.models.mmproj import check_encoder
 from llava_cli.models.templates import format_of
-
-_TOWER_LAYERS = {768: 12, 1024: 24, 1152: 27, 1280: 32}
-"""Width -> layers of the towers that LLaVA models use: CLIP B, L, SigLIP so400m, CLIP H."""
 
 
 def resolve_gguf(
@@ -42,8 +40,11 @@ def resolve_gguf(
 
 def resolve_gguf_folder(folder: Path, mmproj: Path | None, reference: str) -> ModelFiles | None:
     """The one text model of a folder of GGUF files; None where there are no such files."""
-    texts = [h for h in _headers(folder) if not h.is_mmproj]
+    headers, damage = _headers(folder)
+    texts = [header for header in headers if not header.is_mmproj]
     if not texts:
+        if damage:
+            raise damage[0]
         return None
     if len(texts) > 1:
         names = ", ".join(header.path.name for header in texts)
@@ -51,56 +52,6 @@ def resolve_gguf_folder(folder: Path, mmproj: Path | None, reference: str) -> Mo
             f"{folder} holds several models: {names}", f"name one: -m {texts[0].path}"
         )
     return resolve_gguf(texts[0].path, mmproj, reference)
-
-
-def check_encoder(header: GGUFHeader) -> None:
-    """Refuse what would crash llama.cpp or be read wrongly by it."""
-    metadata, path = header.metadata, header.path
-    projector = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
-    if metadata.get("clip.has_vision_encoder") is False:
-        raise ModelInvalid(f"{path} has no image encoder", "give a mmproj that reads pictures")
-    if projector not in (None, "mlp"):
-        raise ModelInvalid(
-            f"{path} has a projector of kind {projector!r}, which is not supported",
-            "use a LLaVA-1.5 style model",
-        )
-    if "clip.vision.image_grid_pinpoints" in metadata:
-        raise ModelInvalid(
-            f"{path} cuts pictures into tiles, which is not supported",
-            "use a LLaVA-1.5 style model",
-        )
-    needed = ("v.patch_embd.weight", "v.position_embd.weight", "mm.0.weight", "mm.0.bias")
-    missing = [name for name in (*needed, "mm.2.weight", "mm.2.bias") if name not in header.tensors]
-    if missing:
-        raise ModelInvalid(
-            f"{path} is not a complete LLaVA mmproj: it lacks {missing[0]}",
-            "convert the model with: llava convert",
-        )
-    _check_layers(header)
-
-
-def _check_layers(header: GGUFHeader) -> None:
-    """Without `feature_layer` llama.cpp runs one layer fewer than the file says it has."""
-    metadata = header.metadata
-    blocks = metadata.get("clip.vision.block_count")
-    layers = metadata.get("clip.vision.feature_layer")
-    hint = "convert the model again with: llava convert"
-    if not isinstance(blocks, int) or blocks < 0:
-        raise ModelInvalid(f"{header.path} gives no clip.vision.block_count", hint)
-    width = metadata.get("clip.vision.embedding_length", 0)
-    if layers is None and blocks == _TOWER_LAYERS.get(int(width)):
-        return  # all layers stored, one fewer run: LLaVA's "last but one"
-    if layers is None:
-        raise ModelInvalid(
-            f"{header.path} does not say which layer of the image encoder to read "
-            "(clip.vision.feature_layer), so llama.cpp would skip its last one",
-            hint,
-        )
-    if not isinstance(layers, list) or not layers or not all(0 <= k <= blocks for k in layers):
-        raise ModelInvalid(f"{header.path} has a bad clip.vision.feature_layer: {layers!r}", hint)
-    for layer in range(max(layers)):
-        if f"v.blk.{layer}.attn_q.weight" not in header.tensors:
-            raise ModelInvalid(f"{header.path} lacks layer {layer} of its image encoder", hint)
 
 
 def _check_mmproj(text: GGUFHeader, path: Path) -> GGUFHeader:
@@ -124,7 +75,8 @@ def _check_mmproj(text: GGUFHeader, path: Path) -> GGUFHeader:
 def _find_mmproj(text: GGUFHeader) -> GGUFHeader:
     """The one fitting mmproj beside the text model."""
     folder = text.path.parent
-    found = [header for header in _headers(folder) if header.is_mmproj]
+    headers, damage = _headers(folder)
+    found = [header for header in headers if header.is_mmproj]
     fitting = [header for header in found if _fits(text, header)]
     if len(fitting) > 1:
         names = ", ".join(header.path.name for header in fitting)
@@ -140,26 +92,28 @@ def _find_mmproj(text: GGUFHeader) -> GGUFHeader:
             "features of another width",
             "give the right one with --mmproj FILE",
         )
+    if damage:
+        raise damage[0]
     raise ModelInvalid(
         f"{text.path} has no mmproj beside it, so it cannot look at pictures",
         "put the model's mmproj-*.gguf beside it, or give it with --mmproj FILE",
     )
 
 
-def _headers(folder: Path) -> list[GGUFHeader]:
-    """Headers of the GGUF files of a folder; damaged strangers are passed over."""
-    headers = []
+def _headers(folder: Path) -> tuple[list[GGUFHeader], list[ModelInvalid]]:
+    """Headers of a folder's GGUF files, and what is wrong with those that cannot be read."""
+    headers: list[GGUFHeader] = []
+    damage: list[ModelInvalid] = []
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
     except OSError as error:
         raise ModelInvalid(f"cannot read {folder}: {error.strerror or error}") from error
     for path in paths:
-        if is_gguf(path):
-            try:
-                headers.append(read_header(path))
-            except ModelInvalid:
-                continue
-    return headers
+        try:
+            headers.append(read_header(path))
+        except ModelInvalid as error:
+            damage.append(error)
+    return headers, damage
 
 
 def _fits(text: GGUFHeader, mmproj: GGUFHeader) -> bool:

@@ -77,15 +77,6 @@ class GGUFHeader:
         return self.architecture == "clip" or self.metadata.get("general.type") == "mmproj"
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a readable file begins like a GGUF."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
-        return False
-
-
 def read_header(path: Path) -> GGUFHeader:
     """Read and check a header; damage is a `ModelInvalid` that says where."""
     try:
@@ -121,6 +112,8 @@ class _Reader:
         metadata: dict[str, Any] = {}
         for _ in range(n_keys):
             key = self.string()
+            if key == "tokenizer.ggml.tokens":
+                self.check_tokens()
             value = self.value(self.scalar("I"))
             if value is not None:
                 metadata[key] = value
@@ -172,6 +165,22 @@ class _Reader:
             self.skip_strings(length)
             return None
         return [self.value(of) for _ in range(length)]
+
+    def check_tokens(self) -> None:
+        """No token twice: llama.cpp would end the process. Reads ahead, and comes back."""
+        start = self.at
+        kind, of, length = self.scalar("I"), self.scalar("I"), self.count()
+        if (kind, of) != (_ARRAY, _STRING):
+            raise _damaged(self.path, "its vocabulary is not a list of texts")
+        data, at, unpack = self.data, self.at, struct.Struct("<Q").unpack_from
+        seen: set[bytes] = set()
+        for _ in range(length):
+            end = at + 8 + unpack(data, at)[0]
+            seen.add(data[at + 8 : end])
+            at = end
+        if len(seen) != length:
+            raise _damaged(self.path, "its vocabulary has a token twice")
+        self.at = start
 
     def skip_strings(self, length: int) -> None:
         data, at, unpack = self.data, self.at, struct.Struct("<Q").unpack_from

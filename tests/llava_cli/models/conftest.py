@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,21 +39,25 @@ def mmproj_gguf() -> Writer:
         *,
         width: int = 8,
         without: tuple[str, ...] = (),
-        feature_layer: list[int] | None = (1,),  # type: ignore[assignment]
+        feature_layer: tuple[int, ...] | None = (1,),
         blocks: int = 1,
-        keys: dict[str, Any] | None = None,
+        projector: str = "mlp",
+        numbers: dict[str, int] | None = None,
+        reshaped: dict[str, tuple[int, ...]] | None = None,
     ) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = GGUFWriter(path, "clip")
         writer.add_type("mmproj")
         writer.add_bool("clip.has_vision_encoder", True)
-        writer.add_string("clip.projector_type", (keys or {}).get("projector", "mlp"))
-        writer.add_uint32("clip.vision.image_size", 56)
-        writer.add_uint32("clip.vision.block_count", blocks)
-        writer.add_uint32("clip.vision.embedding_length", 64)
+        writer.add_string("clip.projector_type", projector)
+        for key, value in {"image_size": 4, "patch_size": 2, "embedding_length": 4,
+                           "feed_forward_length": 6, "block_count": blocks,
+                           "attention.head_count": 2, **(numbers or {})}.items():  # fmt: skip
+            writer.add_uint32(f"clip.vision.{key}", value)
         if feature_layer is not None:
             writer.add_array("clip.vision.feature_layer", list(feature_layer))
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
+            "v.class_embd": (4,),
             "v.patch_embd.weight": (4, 3, 2, 2),
             "v.position_embd.weight": (5, 4),
             "mm.0.weight": (width, 4),
@@ -62,7 +65,14 @@ def mmproj_gguf() -> Writer:
             "mm.2.weight": (width, width),
             "mm.2.bias": (width,),
         }
-        shapes |= {f"v.blk.{n}.attn_q.weight": (4, 4) for n in range(blocks)}
+        for n in range(blocks):
+            for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+                shapes |= {f"v.blk.{n}.{name}.weight": (4, 4), f"v.blk.{n}.{name}.bias": (4,)}
+            for name in ("ln1", "ln2"):
+                shapes |= {f"v.blk.{n}.{name}.weight": (4,), f"v.blk.{n}.{name}.bias": (4,)}
+            shapes |= {f"v.blk.{n}.ffn_up.weight": (6, 4), f"v.blk.{n}.ffn_up.bias": (6,)}
+            shapes |= {f"v.blk.{n}.ffn_down.weight": (4, 6), f"v.blk.{n}.ffn_down.bias": (4,)}
+        shapes |= reshaped or {}
         for name, shape in shapes.items():
             if name not in without:
                 writer.add_tensor(name, np.ones(shape, np.float32))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound
-from llava_cli.models.gguf_header import is_gguf, read_header
+from llava_cli.models.gguf_header import read_header
 
 Writer = Callable[..., Path]
 
@@ -61,7 +61,6 @@ def test_what_is_no_gguf_is_named(tmp_path: Path, content: bytes, said: str) -> 
     with pytest.raises(ModelInvalid, match=said) as caught:
         read_header(path)
     assert caught.value.hint
-    assert is_gguf(path) == content.startswith(b"GGUF")
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
@@ -69,7 +68,6 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_header(tmp_path / "none.gguf")
     with pytest.raises(ModelInvalid, match="cannot read"):
         read_header(tmp_path)
-    assert not is_gguf(tmp_path)
 
 
 def test_every_truncation_is_damage(text_gguf: Writer, tmp_path: Path) -> None:
@@ -95,6 +93,24 @@ def test_random_damage_never_raises_anything_else(mmproj_gguf: Writer, tmp_path:
         except LlavaError:
             refused += 1
     assert refused > 50
+
+
+def test_a_vocabulary_with_a_token_twice_is_damage(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    for tokens, whole in ((["a", "b", "c"], True), (["a", "b", "a"], False)):
+        path = tmp_path / f"{whole}.gguf"
+        writer = GGUFWriter(path, "llama")
+        writer.add_token_list(tokens)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if whole:
+            assert read_header(path).metadata["tokenizer.ggml.tokens"] == tokens
+        else:
+            with pytest.raises(ModelInvalid, match="a token twice"):
+                read_header(path)
 
 
 def test_a_large_vocabulary_is_passed_over_quickly(text_gguf: Writer, tmp_path: Path) -> None:

@@ -123,10 +123,17 @@ def test_a_missing_mmproj_file_is_named(pair: Path) -> None:
     [
         ({"without": ("mm.2.weight",)}, "lacks mm.2.weight"),
         ({"without": ("v.patch_embd.weight",)}, "lacks v.patch_embd.weight"),
-        ({"without": ("v.blk.0.attn_q.weight",)}, "lacks layer 0"),
+        ({"without": ("v.blk.0.attn_v.weight",)}, "lacks v.blk.0.attn_v.weight"),
+        ({"without": ("v.blk.0.ffn_down.bias",)}, "lacks v.blk.0.ffn_down.bias"),
         ({"feature_layer": None}, "feature_layer"),
-        ({"feature_layer": [2]}, "bad clip.vision.feature_layer"),
-        ({"keys": {"projector": "ldp"}}, "projector of kind 'ldp'"),
+        ({"feature_layer": (2,)}, "bad clip.vision.feature_layer"),
+        ({"projector": "ldp"}, "projector of kind 'ldp'"),
+        ({"numbers": {"attention.head_count": 0}}, "no usable clip.vision.attention.head_count"),
+        ({"numbers": {"attention.head_count": 3}}, "do not fit together"),
+        ({"numbers": {"image_size": 8}}, "v.position_embd.weight has the shape"),
+        ({"numbers": {"patch_size": 1}}, "v.patch_embd.weight has the shape"),
+        ({"reshaped": {"mm.0.bias": (3,)}}, "projector does not fit together"),
+        ({"reshaped": {"v.blk.0.ln1.bias": (3,)}}, "v.blk.0.ln1.bias has the shape"),
     ],
 )
 def test_mmproj_files_that_llama_cpp_would_crash_on_or_misread_are_refused(
@@ -142,6 +149,17 @@ def test_a_corrupt_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     refused(str(path), "empty|damaged|not a GGUF|version")
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "encoder.gguf"])
+def test_damage_in_a_folder_is_named_not_passed_over(pair: Path, name: str) -> None:
+    (pair / name).write_bytes((pair / name).read_bytes()[:200])
+    refused(str(pair), f"{name} is damaged")
+
+
+def test_a_damaged_stranger_beside_a_whole_pair_does_no_harm(pair: Path) -> None:
+    (pair / "half.gguf").write_bytes(b"GGUF")
+    assert models.resolve(str(pair)).path.name == "model.gguf"
 
 
 def test_a_chat_template_names_the_format_where_our_key_is_missing(

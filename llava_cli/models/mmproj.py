@@ -1,0 +1,134 @@
+"""Whether a mmproj is one that llama.cpp reads rightly, found out before it is loaded.
+
+llama.cpp looks for tensors by name and does not miss all of them: without some it ends the process,
+with too few layers it computes something else. So every tensor is checked here, with its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llava_cli.errors import ModelInvalid
+from llava_cli.models.gguf_header import GGUFHeader
+
+_TOWER_LAYERS = {768: 12, 1024: 24, 1152: 27, 1280: 32}
+"""Width -> layers of the towers that LLaVA models use: CLIP B, L, SigLIP so400m, CLIP H."""
+_AGAIN = "convert the model again with: llava convert"
+_NUMBERS = ("image_size", "patch_size", "embedding_length", "feed_forward_length", "block_count",
+            "attention.head_count")  # fmt: skip
+
+Shape = tuple[int | None, ...]
+"""ggml order; None is any size."""
+
+
+def check_encoder(header: GGUFHeader) -> None:
+    """Refuse what would crash llama.cpp or be read wrongly by it."""
+    _check_kind(header)
+    numbers = _numbers(header)
+    layers = _layers_run(header, numbers["block_count"])
+    for name, shapes in _expected(header.tensors, numbers, layers):
+        if name not in header.tensors:
+            raise ModelInvalid(
+                f"{header.path} is not a complete LLaVA mmproj: it lacks {name}", _AGAIN
+            )
+        found = header.tensors[name].shape
+        if not any(_matches(found, shape) for shape in shapes):
+            raise ModelInvalid(
+                f"{header.path} is damaged: {name} has the shape {list(found)}", _AGAIN
+            )
+    first, last = header.tensors["mm.0.weight"].shape, header.tensors["mm.2.weight"].shape
+    biases = header.tensors["mm.0.bias"].shape, header.tensors["mm.2.bias"].shape
+    if first[1] != last[0] or biases != (first[1:], last[1:]):
+        raise ModelInvalid(f"{header.path} is damaged: its projector does not fit together", _AGAIN)
+
+
+def _check_kind(header: GGUFHeader) -> None:
+    metadata, path = header.metadata, header.path
+    projector = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
+    if metadata.get("clip.has_vision_encoder") is False:
+        raise ModelInvalid(f"{path} has no image encoder", "give a mmproj that reads pictures")
+    if projector not in (None, "mlp"):
+        raise ModelInvalid(
+            f"{path} has a projector of kind {projector!r}, which is not supported",
+            "use a LLaVA-1.5 style model",
+        )
+    if "clip.vision.image_grid_pinpoints" in metadata:
+        raise ModelInvalid(
+            f"{path} cuts pictures into tiles, which is not supported",
+            "use a LLaVA-1.5 style model",
+        )
+
+
+def _numbers(header: GGUFHeader) -> dict[str, int]:
+    """The tower's numbers, all of which llama.cpp divides or counts by."""
+    numbers: dict[str, int] = {}
+    for key in _NUMBERS:
+        value = header.metadata.get(f"clip.vision.{key}")
+        lowest = 0 if key == "block_count" else 1
+        if not isinstance(value, int) or not lowest <= value < 1 << 24:
+            raise ModelInvalid(
+                f"{header.path} gives no usable clip.vision.{key}: {value!r}", _AGAIN
+            )
+        numbers[key] = value
+    heads, width = numbers["attention.head_count"], numbers["embedding_length"]
+    if width % heads or numbers["image_size"] < numbers["patch_size"]:
+        raise ModelInvalid(f"{header.path} is damaged: its numbers do not fit together", _AGAIN)
+    return numbers
+
+
+def _layers_run(header: GGUFHeader, blocks: int) -> int:
+    """How many layers run; without `feature_layer` llama.cpp runs one fewer than there are."""
+    layers = header.metadata.get("clip.vision.feature_layer")
+    if layers is None:
+        if blocks == _TOWER_LAYERS.get(header.metadata["clip.vision.embedding_length"]):
+            return blocks - 1  # all layers stored, one fewer run: LLaVA's "last but one"
+        raise ModelInvalid(
+            f"{header.path} does not say which layer of the image encoder to read "
+            "(clip.vision.feature_layer), so llama.cpp would skip its last one",
+            _AGAIN,
+        )
+    if not isinstance(layers, list) or len(layers) != 1 or not 0 <= layers[0] <= blocks:
+        raise ModelInvalid(f"{header.path} has a bad clip.vision.feature_layer: {layers!r}", _AGAIN)
+    return int(layers[0])
+
+
+def _expected(
+    tensors: Mapping[str, Any], numbers: Mapping[str, int], layers: int
+) -> Iterator[tuple[str, tuple[Shape, ...]]]:
+    """Every tensor that must be there, with the shapes it may have."""
+    width, ffn, patch = (
+        numbers[key] for key in ("embedding_length", "feed_forward_length", "patch_size")
+    )
+    patches = (numbers["image_size"] // patch) ** 2
+    has_class = "v.class_embd" in tensors
+    if has_class:
+        yield "v.class_embd", ((width,), (width, 1))
+    yield "v.patch_embd.weight", ((patch, patch, 3, width),)
+    yield "v.position_embd.weight", ((width, patches + int(has_class)),)
+    for name in ("v.pre_ln.weight", "v.pre_ln.bias", "v.patch_embd.bias"):
+        if name in tensors:
+            yield name, ((width,),)
+    if "v.pre_ln.weight" in tensors:
+        yield "v.pre_ln.bias", ((width,),)
+    for layer in range(layers):
+        block = f"v.blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            yield f"{block}.{name}.weight", ((width, width),)
+            yield f"{block}.{name}.bias", ((width,),)
+        for name in ("ln1", "ln2"):
+            yield f"{block}.{name}.weight", ((width,),)
+            yield f"{block}.{name}.bias", ((width,),)
+        for name in ("ffn_up", "ffn_down"):  # older files have the two names swapped
+            yield f"{block}.{name}.weight", ((width, ffn), (ffn, width))
+            yield f"{block}.{name}.bias", ((ffn,), (width,))
+    yield "mm.0.weight", ((width, None),)
+    yield "mm.0.bias", ((None,),)
+    yield "mm.2.weight", ((None, None),)
+    yield "mm.2.bias", ((None,),)
+
+
+def _matches(found: tuple[int, ...], wanted: Shape) -> bool:
+    return len(found) == len(wanted) and all(
+        size in (None, there) for there, size in zip(found, wanted, strict=True)
+    )
