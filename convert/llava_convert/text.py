@@ -26,7 +26,7 @@ QUANTIZATION_VERSION = 2
 def plan_text(
     checkpoint: Checkpoint, tensors: Mapping[str, SourceTensor]
 ) -> tuple[PlannedTensor, ...]:
-    """The tensors of the text GGUF, in the order of llama.cpp's own converter."""
+    """The tensors of the text GGUF: embedding, blocks by number, head."""
     shape = checkpoint.text
     plan = [_planned(name, tensors[name], shape) for name in sorted(tensors, key=_order)]
     factors = rope_factors(shape)
