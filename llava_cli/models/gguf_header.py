@@ -176,7 +176,7 @@ class _Reader:
         seen: set[bytes] = set()
         for _ in range(length):
             end = at + 8 + unpack(data, at)[0]
-            seen.add(data[at + 8 : end])
+            seen.add(data[at + 8 : end].partition(b"\0")[0])  # as far as C reads it
             at = end
         if len(seen) != length:
             raise _damaged(self.path, "its vocabulary has a token twice")
