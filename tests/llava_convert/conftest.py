@@ -138,14 +138,12 @@ class Llama:
 
 @pytest.fixture(scope="session")
 def llama_cpp_api() -> Any:
-    """llama_cpp, silent; the callback lives as long as the session."""
+    """llama_cpp, silent: with the engine's log callback, which outlives every context."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    mtmd = pytest.importorskip("llama_cpp.mtmd_cpp")
-    callback = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(callback, None)
-    mtmd.mtmd_helper_log_set(callback, None)
-    llama_cpp.llama_backend_init()
-    return SimpleNamespace(api=llama_cpp, callback=callback)
+    from llava_cli.engines.gguf import binding
+
+    binding.start()
+    return SimpleNamespace(api=llama_cpp)
 
 
 @pytest.fixture
