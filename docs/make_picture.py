@@ -21,6 +21,8 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = 'llava ask docs/example.png "what is unusual here?"'
 COLUMNS = 88
+REDRAW = re.compile(r"\r\x1b\[(\d+)A\x1b\[J")
+"""So many lines up, and clear what follows: how the unfinished part of an answer is drawn anew."""
 
 
 def run_in_terminal(command: str) -> str:
@@ -42,6 +44,15 @@ def run_in_terminal(command: str) -> str:
     return seen.decode().replace("\r\n", "\n")
 
 
+def settled(seen: str) -> str:
+    """What stays on the screen when all is drawn."""
+    while redraw := REDRAW.search(seen):
+        lines = seen[: redraw.start()].split("\n")
+        kept = lines[: -1 - int(redraw.group(1))]
+        seen = "".join(line + "\n" for line in kept) + seen[redraw.end() :]
+    return seen
+
+
 def read(terminal: int) -> bytes:
     """The next bytes; none when the program has closed its end, which Linux reports as an error."""
     try:
@@ -54,7 +65,7 @@ def main() -> None:
     """Write the picture."""
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w", encoding="utf-8"))
     console.print(Text.assemble(("$ ", "bold green"), COMMAND))
-    console.print(Text.from_ansi(run_in_terminal(COMMAND)))
+    console.print(Text.from_ansi(settled(run_in_terminal(COMMAND))))
     svg = console.export_svg(title="llava", theme=MONOKAI, unique_id="ask")
     # The fonts that rich links to are fetched from a third party; the reader's own will do.
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)

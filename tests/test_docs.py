@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SLOW_PAGES = {"train.md", "bundled-model.md"}
 RUN_BY_CI = ("make", "pip", "git", "python3 -m venv", "python docs/", ".ci/run")
 FENCE = re.compile(r"^```(console|sh)[ ]?(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)#\s\"]+)")
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def test_bundled_model_and_its_card_are_in_the_wheel_within_16_mb(tmp_path: Path
     ]
     suffixes = {Path(entry.filename).suffix for entry in demo}
     assert {".safetensors", ".gguf", ".json", ".md"} <= suffixes
-    assert sum(entry.file_size for entry in demo) <= 16 * 2**20
+    assert sum(entry.file_size for entry in demo) <= 16_000_000
 
 
 @checkout
