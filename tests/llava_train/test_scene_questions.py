@@ -44,7 +44,7 @@ def _scenes(n: int) -> list[tuple[Scene, np.random.Generator]]:
 def _true(turn: Turn, scene: Scene) -> bool:
     """Check an answer by another way than the one that wrote it: by counting objects it names."""
     answer = turn.answer.lower()
-    rows = [f"{o.size} {o.color} {o.shape} shape in the {o.place}" for o in scene.objects]
+    rows = [f"{o.size} {o.color} {o.shape} shape one in the {o.place}" for o in scene.objects]
     if match := re.match(r"there (?:is|are) (no|\d) (?:(\w+) )?(\w+?)(?:es|s)?\.$", answer):
         number = 0 if match[1] == "no" else int(match[1])
         words = [w for w in (match[2], match[3]) if w and w != "shape"]

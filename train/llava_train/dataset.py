@@ -29,6 +29,7 @@ from llava_cli.errors import DataError, ImageError
 from llava_cli.images import Image
 from llava_cli.pixels import PixelConfig, normalise, prepare
 from llava_cli.prompts import PromptFormat, Segment, render
+from llava_train.features import FeatureCache
 from llava_train.labels import IGNORE_INDEX, IMAGE_TOKEN, Encoder
 from llava_train.recipe import Recipe
 
@@ -314,6 +315,8 @@ class Batch:
     """(P, 3, H, W) float32, in the order of the rows that have one"""
     tokens: int
     """Positions that are not padding."""
+    features: torch.Tensor | None = None
+    """(P, N, V) instead of pixels: what the frozen tower made of them."""
 
     @property
     def answer_tokens(self) -> int:
@@ -324,16 +327,26 @@ class Batch:
         """The same on a device."""
         if device.type == "cpu":
             return self
-        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
-        ids = self.ids.to(device, non_blocking=True)
-        return Batch(ids, self.labels.to(device, non_blocking=True), pixels, self.tokens)
+
+        def moved(part: torch.Tensor | None) -> torch.Tensor | None:
+            return None if part is None else part.to(device, non_blocking=True)
+
+        ids, labels = (part.to(device, non_blocking=True) for part in (self.ids, self.labels))
+        return Batch(ids, labels, moved(self.pixels), self.tokens, moved(self.features))
 
 
 class Loader:
     """Builds batches, with background threads that decode pictures ahead of the loop."""
 
-    def __init__(self, data: EncodedData, config: PixelConfig, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        data: EncodedData,
+        config: PixelConfig,
+        recipe: Recipe,
+        features: FeatureCache | None = None,
+    ) -> None:
         self._data = data
+        self._features = features
         self._config = config
         self._recipe = recipe
         self._cache: dict[Path, npt.NDArray[np.uint8]] = {}
@@ -368,10 +381,17 @@ class Loader:
         for place, (row_ids, row_labels) in enumerate(rows):
             ids[place, : len(row_ids)] = row_ids
             labels[place, : len(row_labels)] = row_labels
-        pictures = [self._pixels(int(i)) for i in indices if self._data.images[int(i)] is not None]
-        pixels = torch.from_numpy(np.stack(pictures)) if pictures else None
+        pictured = [int(i) for i in indices if self._data.images[int(i)] is not None]
+        pixels, features = self._pictures(pictured) if pictured else (None, None)
         tokens = sum(len(row_ids) for row_ids, _ in rows)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), pixels, tokens)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), pixels, tokens, features)
+
+    def _pictures(self, indices: list[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Pixels, or what the tower made of them."""
+        if self._features is None:
+            return torch.from_numpy(np.stack([self._pixels(i) for i in indices])), None
+        paths = [path for i in indices if (path := self._data.images[i]) is not None]
+        return None, self._features[paths]
 
     def _pixels(self, index: int) -> npt.NDArray[np.float32]:
         """(3, H, W) of a sample's picture."""
@@ -380,13 +400,18 @@ class Loader:
             raise DataError(f"sample {self._data.names[index]} has no picture")
         prepared = self._cache.get(path)
         if prepared is None:
-            try:
-                prepared = prepare(Image.from_path(path).open(), self._config)
-            except ImageError as error:
-                message = f"Sample {self._data.names[index]}: {error.message}"
-                raise DataError(message, error.hint) from error
+            prepared = decoded(path, self._config, f"sample {self._data.names[index]}")
             with self._lock:
                 if self._room >= prepared.nbytes:
                     self._room -= prepared.nbytes
                     self._cache[path] = prepared
         return normalise(prepared, self._config)
+
+
+def decoded(path: Path, config: PixelConfig, name: str) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) of a picture, prepared; `name` is whose picture it is."""
+    try:
+        return prepare(Image.from_path(path).open(), config)
+    except ImageError as error:
+        message = f"{name[0].upper()}{name[1:]}: {error.message}"
+        raise DataError(message, error.hint) from error

@@ -19,17 +19,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 
 from llava_cli.errors import LlavaError, OutOfMemory, UsageError
+from llava_cli.pixels import normalise
 from llava_cli.prompts import FORMATS
 from llava_train import attention, checkpoint, dataset
 from llava_train.assemble import Parts, assemble
 from llava_train.checkpoint import Identity
-from llava_train.dataset import Batch, EncodedData, Loader, Plan
+from llava_train.dataset import Batch, EncodedData, Loader, Plan, decoded
 from llava_train.export import export
+from llava_train.features import FeatureCache
 from llava_train.labels import IGNORE_INDEX, Encoder
 from llava_train.recipe import MODULES, Recipe
 
@@ -110,6 +114,7 @@ def train(
     if first:
         checkpoint.restore(states, first, weights, optimizer, identity)
         note(f"continuing after step {first}")
+    cache = feature_cache(recipe, parts, encoded, place, where, note)
     place.mkdir(parents=True, exist_ok=True)
     (place / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
     log = Log(place / "log.jsonl", first)
@@ -117,7 +122,7 @@ def train(
     def save(step: int) -> None:
         checkpoint.save(states, step, weights, optimizer, identity, recipe.keep)
 
-    loader = Loader(encoded, parts.pixels, recipe)
+    loader = Loader(encoded, parts.pixels, recipe, cache)
     saved, saved_at, line = first, time.monotonic(), None
     with _sigterm() as stopping, log:
         batches = loader.steps(plan.micro_batches, first, stop)
@@ -139,6 +144,8 @@ def train(
         place / "model", parts.model, parts.tokenizer, parts.pixels,
         prompt_format=recipe.prompt_format, dtype=getattr(torch, recipe.export_dtype),
     )  # fmt: skip
+    if cache and saved == plan.steps:
+        cache.remove()
     return Result(place, saved, plan.steps, loss)
 
 
@@ -163,6 +170,39 @@ def load_data(
     if encoded.cut:
         note(f"{encoded.cut} samples are longer than {limit} and were cut at the end")
     return encoded
+
+
+def feature_cache(
+    recipe: Recipe,
+    parts: Parts,
+    encoded: EncodedData,
+    place: Path,
+    device: torch.device,
+    note: Note,
+) -> FeatureCache | None:
+    """The tower's output for every picture of the run, if the recipe says so."""
+    pictures = [path for path in encoded.images if path is not None]
+    if not recipe.feature_cache or not pictures:
+        return None
+    if recipe.train_vision_tower:
+        raise UsageError("feature_cache needs a frozen tower", "set train_vision_tower=false")
+    model, config = parts.model, parts.pixels
+    dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
+    width = model.config.vision_config.hidden_size
+    rows = parts.image_tokens
+    cache = FeatureCache(place / "features", pictures, (rows, width), dtype)
+
+    def pixels(path: Path) -> npt.NDArray[np.float32]:
+        return normalise(decoded(path, config, str(path)), config)
+
+    def tower(batch: torch.Tensor) -> torch.Tensor:
+        with autocast(recipe, device), torch.no_grad():
+            return tower_features(model, batch.to(device))
+
+    layer = f"{recipe.feature_layer} {recipe.select} {recipe.aspect} {recipe.precision}"
+    parts.module("vision_tower").eval()
+    cache.fill(f"{parts.source} {layer}", pixels, tower, recipe.workers, note)
+    return cache
 
 
 def speed_up(parts: Parts, recipe: Recipe, device: torch.device) -> None:
@@ -257,8 +297,11 @@ def answer_loss(model: Any, batch: Batch) -> torch.Tensor:
     the right, causal attention never looks there, and its positions bear no loss.
     """
     embeddings = model.get_input_embeddings()(batch.ids)  # (B, S, D)
-    if batch.pixels is not None:
-        features = image_features(model, batch.pixels)  # (P, N, D)
+    seen = batch.features
+    if seen is None and batch.pixels is not None:
+        seen = tower_features(model, batch.pixels)
+    if seen is not None:
+        features = model.model.multi_modal_projector(seen)  # (P, N, D)
         slots = (batch.ids == model.config.image_token_index).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(slots, features.to(embeddings.dtype))
     hidden = model.model.language_model(
@@ -270,16 +313,13 @@ def answer_loss(model: Any, batch: Batch) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), targets[kept], reduction="sum")
 
 
-def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """(P, N, D): pictures through tower and connector."""
+def tower_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """(P, N, V): what the connector reads of pictures (P, 3, H, W)."""
     tower = model.model.vision_tower
     trained = next(tower.parameters()).requires_grad
     with nullcontext() if trained else torch.no_grad():
         hidden = tower_states(tower, pixels, model.config.vision_feature_layer)
-    if model.config.vision_feature_select_strategy == "default":
-        hidden = hidden[:, 1:]
-    features: torch.Tensor = model.model.multi_modal_projector(hidden)
-    return features
+    return hidden[:, 1:] if model.config.vision_feature_select_strategy == "default" else hidden
 
 
 def tower_states(tower: Any, pixels: torch.Tensor, layer: int) -> torch.Tensor:

@@ -112,6 +112,9 @@ class Recipe:
     """Batches decoded ahead."""
     pixel_cache_mb: int = 0
     """Memory for prepared pictures, so that later epochs decode less."""
+    feature_cache: bool = False
+    """Run the frozen tower once over each picture and keep its output on disk: for runs that see a
+    picture more than once. The run learns the same."""
     save_every: int = 500
     """Steps between checkpoints; 0: never by steps."""
     save_every_s: float = 0.0

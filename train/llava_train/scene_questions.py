@@ -196,6 +196,26 @@ def _position(scene: Scene, rng: np.random.Generator) -> Turn:
     )
 
 
+def _position_by_one(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Where the object is that has a colour, a shape or a size to itself; a place, if none has."""
+    ways = {
+        "{} shape": [o.color for o in scene.objects],
+        "{}": [o.shape for o in scene.objects],
+        "{} one": [o.size for o in scene.objects],
+    }
+    named = [
+        (way.format(value), o)
+        for way, values in ways.items()
+        for value, o in zip(values, scene.objects, strict=True)
+        if values.count(value) == 1
+    ]
+    if not named:
+        return _place_content(scene, rng)
+    name, o = named[int(rng.integers(len(named)))]
+    ask = _pick(rng, ("Where is the {}?", "In which part of the image is the {}?"))
+    return Turn("position", ask.format(name), f"The {name} is in the {o.place}.")
+
+
 def _absent(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """A colour and a shape that do not occur together, each often there by itself."""
     there = {(o.color, o.shape) for o in scene.objects}
@@ -283,25 +303,43 @@ def brief(scene: Scene, rng: np.random.Generator) -> Turn:
     return Turn("brief", _pick(rng, BRIEF), f"{capital(group_caption(scene))}.")
 
 
-_QUESTIONS: dict[Callable[[Scene, np.random.Generator], Turn], float] = {
-    _count: 1.0,
-    _count_some: 1.0,
-    _color: 1.8,
-    _shape: 1.2,
-    _place_content: 1.5,
-    _position: 2.0,
-    _presence: 2.0,
-    _size: 0.5,
-    _background: 0.3,
-    _colors: 0.5,
-    brief: 0.3,
+Rates = dict[str, float]
+"""How often each question of `conversation` is asked about a scene, by its name."""
+_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Turn]] = {
+    "count": _count,
+    "count of a kind": _count_some,
+    "color": _color,
+    "shape": _shape,
+    "content of a place": _place_content,
+    "position": _position,
+    "position by one": _position_by_one,
+    "presence": _presence,
+    "size": _size,
+    "background": _background,
+    "colors": _colors,
+    "brief": brief,
+}
+RATES: Rates = {
+    "count": 1.0,
+    "count of a kind": 1.0,
+    "color": 1.8,
+    "shape": 1.2,
+    "content of a place": 1.5,
+    "position": 2.5,
+    "position by one": 1.0,
+    "presence": 2.5,
+    "size": 0.5,
+    "background": 0.3,
+    "colors": 0.5,
+    "brief": 0.3,
 }
 
 
-def conversation(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+def conversation(scene: Scene, rng: np.random.Generator, rates: Rates = RATES) -> list[Turn]:
     """Turns about count, colour, shape, place and presence, in random order, none asked twice."""
     turns = []
-    for make, rate in _QUESTIONS.items():
+    for name, rate in rates.items():
+        make = _QUESTIONS[name]
         turns += [make(scene, rng) for _ in range(int(rate + rng.random()))]
     unique = {t.question: t for t in (turns[i] for i in rng.permutation(len(turns)))}
     return [_shortened(t, rng) if rng.random() < 0.1 else t for t in unique.values()]

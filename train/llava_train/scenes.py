@@ -80,6 +80,16 @@ class Scene:
     """In reading order of their cells."""
     odd: int | None
 
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Scene:
+        """The scene of one line of `scenes.jsonl`."""
+        objects = tuple(
+            SceneObject(o["shape"], o["color"], o["size"], CELLS.index(o["cell"]), tuple(o["box"]))
+            for o in record["objects"]
+        )
+        odd = None if record["odd"] is None else int(record["odd"]["index"])
+        return cls(record["width"], record["height"], record["background"], objects, odd)
+
     def record(self) -> dict[str, Any]:
         """The scene as one line of `scenes.jsonl`."""
         rows = [

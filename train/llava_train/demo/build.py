@@ -33,6 +33,8 @@ class BuildSettings:
 
     scenes: int = 36_000
     stage1_samples: int = 8_000
+    rounds: int = 2
+    """Samples a picture in stage 2, each with other questions."""
     seed: int = 13
     tower: TowerSettings = TowerSettings()
     language: LanguageSettings = LanguageSettings()
@@ -66,7 +68,7 @@ def build(out: Path, settings: BuildSettings, workers: int, note: Note) -> None:
 def _scenes(out: Path, settings: BuildSettings, workers: int) -> None:
     folder = out / "scenes"
     write_scenes(folder, n=settings.scenes, seed=settings.seed, workers=workers)
-    mix(folder / "instruct.json", folder / "mixed.json", settings.seed)
+    mix(folder / "scenes.jsonl", folder / "mixed.jsonl", settings.seed, settings.rounds)
 
 
 def _stage1(out: Path, settings: BuildSettings, note: Note) -> None:
@@ -95,7 +97,7 @@ def _stage2(out: Path, settings: BuildSettings, note: Note) -> None:
     train(
         override(load("demo-stage2"), settings.set_stage2),
         from_run=out / "stage1",
-        data=[folder / "mixed.json"],
+        data=[folder / "mixed.jsonl"],
         images=folder,
         output=out / "stage2",
         note=note,

@@ -42,13 +42,16 @@ class LanguageSettings:
     vocabulary: int = 1024
     tokenizer_scenes: int = 3_000
     seed: int = 12
-    steps: int = 120
-    batch_size: int = 48
+    steps: int = 500
+    batch_size: int = 24
+    micro_batch: int = 8
     lr: float = 2e-3
-    warmup_steps: int = 20
+    warmup_steps: int = 40
     hidden: int = 192
     layers: int = 4
-    heads: int = 6
+    heads: int = 3
+    """Few and wide: looking an object up by colour and shape needs room in one head."""
+    rope_theta: float = 1e5
     ffn: int = 512
 
 
@@ -142,9 +145,17 @@ def batches(
         labels = torch.full((len(rows), longest), IGNORE_INDEX)
         for row, e in enumerate(encoded):
             ids[row, : len(e.ids)] = torch.tensor(e.ids)
-            # the words of questions are learnt too; the random listing teaches little, and cheaply
-            labels[row, : len(e.ids)] = torch.tensor(e.ids)
+            labels[row, : len(e.ids)] = torch.tensor(e.labels)
         yield ids, labels
+
+
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the cross-entropy over the answer tokens of (B, S) ids."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        keep = labels[:, 1:] != IGNORE_INDEX
+        logits = model.lm_head(hidden[keep])
+    return nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep], reduction="sum")
 
 
 def train_language_model(out: Path, settings: LanguageSettings) -> None:
@@ -160,6 +171,7 @@ def train_language_model(out: Path, settings: LanguageSettings) -> None:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=2048,
+        rope_theta=settings.rope_theta,
         rms_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -183,18 +195,18 @@ def train_language_model(out: Path, settings: LanguageSettings) -> None:
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-                keep = labels[:, 1:] != IGNORE_INDEX
-                logits = model.lm_head(hidden[keep])
-            loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep])
-            loss.backward()
+            answers = int((labels[:, 1:] != IGNORE_INDEX).sum())
+            total = 0.0
+            for part in torch.arange(len(ids)).split(settings.micro_batch):
+                loss = answer_loss(model, ids[part], labels[part]) / answers
+                loss.backward()
+                total += loss.item()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             row = {
                 "step": step,
-                "loss": round(loss.item(), 4),
+                "loss": round(total, 4),
                 "tokens": ids.numel(),
                 "lr": rate,
                 "grad_norm": round(float(norm), 3),
