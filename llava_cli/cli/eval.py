@@ -1,0 +1,27 @@
+"""`llava eval`: questions in, answers out, and the numbers that LLaVA reports."""
+
+from __future__ import annotations
+
+import click
+
+from llava_cli.cli.groups import LazyGroup
+
+COMMANDS = {
+    "ls": ("llava_cli.cli.eval_ls:ls", "List the benchmarks, what each needs and from where."),
+    "run": ("llava_cli.cli.eval_run:run", "Answer a benchmark's questions with a model."),
+    "score": ("llava_cli.cli.eval_score:score", "Score stored predictions; needs no model."),
+}
+
+
+@click.group(
+    "eval",
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    examples=(
+        ("llava eval ls", "what there is"),
+        ("llava eval run gqa -m REF --data gqa/", "answer, then score"),
+        ("llava eval score pope --predictions answers.jsonl --annotations pope/", "score"),
+    ),
+)
+def evaluate() -> None:
+    """Measure models as LLaVA's papers do, and score anybody's stored answers."""
