@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -92,12 +91,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"a {type(value).__name__}"
 
 
-def open_text(path: Path) -> TextIO:
+def open_text(path: Path, newline: str | None = None) -> TextIO:
     """A text file in UTF-8, or in UTF-16 where its mark says so; line ends become newlines."""
     with path.open("rb") as file:
         start = file.read(4)
     utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return path.open(encoding="utf-16" if utf16 else "utf-8-sig", newline=None)
+    return path.open(encoding="utf-16" if utf16 else "utf-8-sig", newline=newline)
 
 
 def read_text(path: Path) -> str:
@@ -224,11 +223,15 @@ def _row(value: Any, path: Path, number: int, unit: str) -> Row:
 
 def read_table(path: Path) -> Iterator[Row]:
     """Rows of a CSV or TSV with a header; a tab in the header makes it a TSV."""
-    text = read_text(path)
-    header = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(1 << 30)  # MMBench holds pictures in its cells
-    lines = csv.reader(io.StringIO(text), delimiter="\t" if "\t" in header else ",")
-    yield from _table(lines, path)
+    try:
+        with open_text(path) as file:
+            header = next((line for line in file if line.strip()), "")
+        with open_text(path, newline="") as file:
+            lines = csv.reader(file, delimiter="\t" if "\t" in header else ",")
+            yield from _table(lines, path)
+    except UnicodeDecodeError as error:
+        raise _not_text(path) from error
 
 
 def _table(lines: Iterable[list[Any]], path: Path) -> Iterator[Row]:

@@ -310,8 +310,8 @@ def find(paths: tuple[Path, ...], *patterns: str) -> list[Path]:
 
 
 def prediction_files(paths: tuple[Path, ...]) -> list[Path]:
-    """The predictions given, with folders replaced by all JSON and JSON Lines files in them."""
-    return find(paths, "*.jsonl", "*.json", "*.csv", "*.tsv", "*.xlsx")
+    """The predictions given, with folders replaced by the files of one kind in them."""
+    return find(paths, "predictions*.jsonl", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.xlsx")
 
 
 def prediction_rows(inputs: Inputs, member: str | None = None) -> Iterator[Row]:
