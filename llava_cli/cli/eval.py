@@ -10,6 +10,7 @@ COMMANDS = {
     "ls": ("llava_cli.cli.eval_ls:ls", "List the benchmarks, what each needs and from where."),
     "run": ("llava_cli.cli.eval_run:run", "Answer a benchmark's questions with a model."),
     "score": ("llava_cli.cli.eval_score:score", "Score stored predictions; needs no model."),
+    "judge": ("llava_cli.cli.eval_judge:judge", "Have answers judged by another model."),
 }
 
 

@@ -36,10 +36,11 @@ _LETTER = re.compile(r"\(?([A-D])\)?[.:,]?\s*|\(?([A-D])[.:)]\s.*", re.DOTALL)
 
 # What pandas, which LLaVA reads the table with, takes for no value.
 _NO_VALUE = frozenset(
-    " #N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null".split(
-        " "
+    (
+        *("", "#N/A", "#NA", "#N/A N/A", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND"),
+        *("1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
     )
-) | {"#N/A N/A"}
+)
 
 
 def is_none(value: Any) -> bool:

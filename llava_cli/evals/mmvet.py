@@ -49,7 +49,7 @@ def gold_of(inputs: Inputs) -> dict[str, Mapping[str, Any]]:
 def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
     """One verdict an item; its grades are `parsed`."""
     gold = gold_of(inputs)
-    grades: dict[str, tuple[list[float], str]] = {}
+    grades: dict[str, tuple[list[float], Any]] = {}
     for path in prediction_files(inputs.predictions):
         for name, scores, text in _grades(path):
             if name in grades:
@@ -68,8 +68,8 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
             continue
         scores, text = grades.pop(name)
         score = fmean(scores)
-        reason = graded(score)
-        yield Verdict(name, answer, text, scores, score, reason, groups)
+        reason = "unparsable" if _failed(text) else graded(score)
+        yield Verdict(name, answer, str(text), scores, score, reason, groups)
     if grades and gold:
         notes.add("grades are of items that the annotations lack", next(iter(grades)), len(grades))
 
@@ -97,7 +97,22 @@ def metrics(items: Iterable[Verdict]) -> dict[str, float]:
     return found
 
 
-def _grades(path: Path) -> Iterator[tuple[str, list[float], str]]:
+def _failed(content: Any) -> bool:
+    """Whether the judge gave no number in one of the runs, which was then graded 0."""
+    replies = content if isinstance(content, list) else []
+    return any(read_grade(str(reply)) is None for reply in replies)
+
+
+def read_grade(text: str) -> float | None:
+    """One number in [0, 1]; None for anything else."""
+    try:
+        grade = float(text.strip())
+    except ValueError:
+        return None
+    return grade if 0.0 <= grade <= 1.0 else None
+
+
+def _grades(path: Path) -> Iterator[tuple[str, list[float], Any]]:
     """Name, one grade a run, and the judge's words, from any of the forms."""
     if not is_workbook(path) and first_character(path) == "{" and not is_json_lines(path):
         for number, (name, entry) in enumerate(read_object(path).items(), 1):
@@ -114,7 +129,7 @@ def _grades(path: Path) -> Iterator[tuple[str, list[float], str]]:
         yield _graded(name_of(key), row)
 
 
-def _graded(name: str, row: Row) -> tuple[str, list[float], str]:
+def _graded(name: str, row: Row) -> tuple[str, list[float], Any]:
     value = row.data.get("score")
     if value is None:
         value = [
@@ -132,5 +147,4 @@ def _graded(name: str, row: Row) -> tuple[str, list[float], str]:
         )
     if not all(0.0 <= score <= 1.0 for score in scores):
         raise row.bad(f"{name} has a grade outside 0 to 1: {value!r}")
-    content = row.data.get("content", "")
-    return name, scores, content if isinstance(content, str) else str(content)
+    return name, scores, row.data.get("content", "")

@@ -1,4 +1,4 @@
-"""Questions answered in words: VQAv2, OK-VQA, GQA, VizWiz, TextVQA, POPE, MME and open questions."""
+"""Questions answered in words: VQA in its many forms, POPE, MME, and open questions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def pope_plan(asking: Asking) -> Plan:
     """POPE's three splits, with ids that are unique over them."""
     files = find((asking.data,), *pope.FILES)
     files = sorted(files, key=lambda path: _place(pope.split_of(path)))
-    pictures, tasks = Pictures(asking.data), []
+    pictures = Pictures(asking.data)
+    tasks: list[Task] = []
     for path in files:
         for row in read_rows(path):
             name = row_text(row, "image")
@@ -122,7 +123,8 @@ def mme_plan(asking: Asking) -> Plan:
     """MME's folders, the closing request replaced by LLaVA's."""
     root = asking.data / "MME_Benchmark_release_version"
     root = root if root.is_dir() else asking.data
-    pictures, tasks = Pictures(root), []
+    pictures = Pictures(root)
+    tasks: list[Task] = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         images = folder / "images" if (folder / "images").is_dir() else folder
         for file in mme.question_files(folder):

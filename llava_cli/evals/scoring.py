@@ -311,7 +311,8 @@ def find(paths: tuple[Path, ...], *patterns: str) -> list[Path]:
 
 def prediction_files(paths: tuple[Path, ...]) -> list[Path]:
     """The predictions given, with folders replaced by the files of one kind in them."""
-    return find(paths, "predictions*.jsonl", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.xlsx")
+    own = ("predictions*.jsonl", "reviews*.jsonl", "grades.json", "ratings*.jsonl")
+    return find(paths, *own, "*.jsonl", "*.json", "*.csv", "*.tsv", "*.xlsx")
 
 
 def prediction_rows(inputs: Inputs, member: str | None = None) -> Iterator[Row]:
