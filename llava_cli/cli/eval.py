@@ -10,6 +10,8 @@ COMMANDS = {
     "ls": ("llava_cli.cli.eval_ls:ls", "List the benchmarks, what each needs and from where."),
     "run": ("llava_cli.cli.eval_run:run", "Answer a benchmark's questions with a model."),
     "score": ("llava_cli.cli.eval_score:score", "Score stored predictions; needs no model."),
+    "report": ("llava_cli.cli.eval_report:report", "Results beside published numbers."),
+    "compare": ("llava_cli.cli.eval_report:compare", "Two results, item by item."),
     "judge": ("llava_cli.cli.eval_judge:judge", "Have answers judged by another model."),
 }
 

@@ -95,13 +95,15 @@ def _inputs(options: dict[str, Any]) -> Inputs:
 def show(result: Result) -> None:
     """One table for a person; remarks on stderr."""
     from llava_cli.evals import benchmark
+    from llava_cli.evals.published import PUBLISHED
     from llava_cli.terminal.streams import note, write
 
     spec = benchmark(result.benchmark)
+    compared = any(spec.name in numbers for numbers in PUBLISHED.values())
     width = max(len(name) for name in result.metrics)
     lines = [f"{spec.title}: {result.protocol['rule']}", ""]
     for name, value in result.metrics.items():
-        mark = "  <- published" if name == spec.metric else ""
+        mark = "  <- the published figure" if compared and name == spec.metric else ""
         lines.append(f"  {name:<{width}}  {value:10.2f}{mark}")
     counts = result.counts._asdict()
     lines += ["", "  " + ", ".join(f"{name} {count}" for name, count in counts.items())]
