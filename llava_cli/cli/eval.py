@@ -12,6 +12,8 @@ COMMANDS = {
     "score": ("llava_cli.cli.eval_score:score", "Score stored predictions; needs no model."),
     "report": ("llava_cli.cli.eval_report:report", "Results beside published numbers."),
     "compare": ("llava_cli.cli.eval_report:compare", "Two results, item by item."),
+    "ensemble": ("llava_cli.cli.eval_ensemble:ensemble", "ScienceQA with a second model."),
+    "rate": ("llava_cli.cli.eval_rate:rate", "Have people grade answers, blind."),
     "judge": ("llava_cli.cli.eval_judge:judge", "Have answers judged by another model."),
 }
 

@@ -170,13 +170,13 @@ def owleval(asking: Asking) -> Plan:
     for row in read_rows(path):
         name, question = row_text(row, "image"), row_text(row, "question")
         extra = {"image": name, "question": question}
-        image = _any_suffix(pictures, name)
+        image = any_suffix(pictures, name)
         text = question + asking.closing("")
         tasks.append(Task(row_id(row, "question_id"), text, image, extra=extra))
     return Plan(tasks)
 
 
-def _any_suffix(pictures: Pictures, name: str) -> Any:
+def any_suffix(pictures: Pictures, name: str) -> Any:
     """OwlEval's releases name the same pictures .jpg and .png."""
     from llava_cli.errors import ImageError
 

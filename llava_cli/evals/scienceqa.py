@@ -137,7 +137,7 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
     answers: dict[Any, Answer] = {}
     stored: dict[Any, int] = {}
     for path in prediction_files(inputs.predictions):
-        _read(path, answers, stored, notes)
+        read(path, answers, stored, notes)
     if inputs.use_stored and not stored:
         raise UsageError("--use-stored: the predictions hold no stored results", "leave it out")
     for item in items:
@@ -178,7 +178,7 @@ def metrics(items: Iterable[Verdict]) -> dict[str, float]:
     return found | {name: means.percent(name) for name in COLUMNS if name in means}
 
 
-def _read(path: Path, answers: dict[Any, Answer], stored: dict[Any, int], notes: Notes) -> None:
+def read(path: Path, answers: dict[Any, Answer], stored: dict[Any, int], notes: Notes) -> None:
     """One file of predictions, in any of its three forms."""
     if first_character(path) == "{" and not is_json_lines(path):
         document = read_json(path)
