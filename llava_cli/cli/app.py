@@ -27,6 +27,7 @@ COMMANDS = {
     "ask": ("llava_cli.cli.ask:ask", "Ask a model about pictures."),
     "convert": ("llava_cli.cli.convert:convert", "Turn a checkpoint into GGUF files."),
     "train": ("llava_cli.cli.train:train", "Train a model: stage 1, stage 2."),
+    "eval": ("llava_cli.cli.eval:evaluate", "Measure models; score stored answers."),
     "data": ("llava_cli.cli.data:data", "Make data for training and tests."),
     "config": ("llava_cli.cli.config:config", "Show the settings and where each comes from."),
     "doctor": ("llava_cli.cli.doctor:doctor", "Report what is installed and which engines work."),
