@@ -11,9 +11,18 @@ from llava_cli.cli.groups import Command, LazyGroup
 from llava_cli.cli.options import common
 
 
+_LAZY = {
+    "generate": (
+        "llava_cli.cli.data_generate:generate",
+        "Have a language model write instruction data from captions and boxes.",
+    ),
+}
+
+
 @click.group(
     "data",
     cls=LazyGroup,
+    lazy=_LAZY,
     examples=(("llava data scenes -o scenes --n 1000 --seed 1", "1000 pictures and their data"),),
 )
 def data() -> None:
