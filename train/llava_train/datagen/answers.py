@@ -93,7 +93,12 @@ def parse(text: str, kind: str) -> tuple[Turn, ...]:
         if _STRAY.search(text):
             raise Rejected("malformed", "a description was asked for, without labels")
         return (("", text),)
-    turns = _pairs(_blocks(text))
+    try:
+        turns = _pairs(_blocks(text))
+    except Rejected as rejected:
+        if rejected.reason == "malformed" and _REFUSAL.search(text):
+            raise Rejected("refusal", _shown(_REFUSAL, text)) from rejected
+        raise
     if kind == "reasoning" and len(turns) != 1:
         raise Rejected("wrong_number_of_turns", f"{len(turns)} questions instead of one")
     return turns
