@@ -173,7 +173,7 @@ def generate(**given: Any) -> None:
         raise UsageError("-o/--out is missing", "name a folder to write to")
     if given["out"].suffix.lower() in (".json", ".jsonl", ".parquet", ".tar"):
         raise UsageError("-o/--out is a folder", "choose the form of its files with --format")
-    outcome = run(settings, _sending(given, price), given["out"])
+    outcome = run(settings, sending_from(given, price), given["out"])
     _report(outcome, given["out"])
 
 
@@ -235,19 +235,19 @@ def _settings(given: dict[str, Any]) -> Settings:
     )
 
 
-def _sending(given: dict[str, Any], price: Price | None) -> Sending:
+def sending_from(given: dict[str, Any], price: Price | None = None) -> Sending:
+    """How requests are sent, from the options of `endpoint_options`."""
     from llava_train.datagen.generating import Sending
     from llava_train.datagen.pacing import Pace
 
+    price = price or _price(given)
     return Sending(
         base_url=given["base_url"],
         api_key=api_key(given),
         timeout_s=given["timeout"],
         concurrency=given["concurrency"],
         attempts=given["attempts"],
-        pace=Pace(
-            given["requests_per_minute"], given["tokens_per_minute"], given["first_pause"]
-        ),
+        pace=Pace(given["requests_per_minute"], given["tokens_per_minute"], given["first_pause"]),
         price=price,
         budget_money=given["budget"],
         budget_tokens=given["budget_tokens"],

@@ -18,8 +18,7 @@ def coco(path: Path, pictures: int) -> Path:
     """A captions file with boxes beside, as `llava data scenes` writes it."""
     content: dict[str, Any] = {
         "images": [
-            {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100}
-            for i in range(pictures)
+            {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(pictures)
         ],
         "annotations": [
             {"id": 5 * i + j, "image_id": i, "caption": f"Picture {i}, said in way {j}."}

@@ -17,7 +17,7 @@ from llava_train.datagen.pacing import retry_after
 from llava_train.datagen.prices import estimate_tokens, prompt_tokens
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI, AsyncAPIResponse
+    from openai import AsyncAPIResponse, AsyncOpenAI
 
 MAX_BYTES = 8 << 20
 """Of an answer; a longer one is no answer to our requests."""

@@ -21,11 +21,12 @@ from llava_train.datagen.contexts import KINDS, Picture
 from llava_train.datagen.endpoint import Endpoint
 from llava_train.datagen.journal import Answer, Journal, request_key
 from llava_train.datagen.pacing import Pace
-from llava_train.datagen.plan import Task, draw, quotas, tasks
+from llava_train.datagen.plan import Task, quotas, tasks
 from llava_train.datagen.prices import Budget, Estimate, Price, estimate
 from llava_train.datagen.prompt_set import PromptSet
 from llava_train.datagen.sending import Request, Sender, Sent
 from llava_train.samples.card import source, write_card
+from llava_train.samples.draws import draw
 from llava_train.samples.files import Seen, whole
 from llava_train.samples.paths import stays_inside
 from llava_train.samples.reading import Form, Row

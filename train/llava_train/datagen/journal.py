@@ -159,10 +159,11 @@ class Journal:
 
     def spent(self) -> Spent:
         """Over all runs; what was lost counts in full, because it may have been billed."""
-        one = "SELECT COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), COUNT(*)"
+        one = "SELECT TOTAL(prompt_tokens), TOTAL(completion_tokens), COUNT(*)"
         answered = self._base.execute(f"{one} FROM answers").fetchone()
         lost = self._base.execute(f"{one} FROM lost").fetchone()
-        return Spent(answered[0] + lost[0], answered[1] + lost[1], answered[2], lost[2])
+        prompt, completion = (int(a + b) for a, b in zip(answered[:2], lost[:2], strict=True))
+        return Spent(prompt, completion, answered[2], lost[2])
 
     def lost(self) -> Iterator[dict[str, Any]]:
         """Requests that may be paid for without an answer."""

@@ -6,7 +6,6 @@ default the same proportions come out, with as many samples as the pictures allo
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -81,12 +80,6 @@ def tasks(
             if draws[kind].random() * (count - position) < remaining.get(kind, 0):
                 remaining[kind] -= 1
                 yield Task(picture, kind)
-
-
-def draw(seed: int, name: str, purpose: str, choices: int) -> int:
-    """A number below `choices` that hangs on the sample alone, not on those before it."""
-    digest = hashlib.sha256(f"{seed}\0{name}\0{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % choices
 
 
 def _bad_mix(text: str) -> UsageError:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_cli.errors import DataError, UsageError
+from llava_cli.errors import UsageError
 from llava_train.datagen.prompt_set import Message
 
 if sys.version_info >= (3, 11):

@@ -103,9 +103,7 @@ class Sender:
         return True
 
     async def _one_done(self) -> None:
-        done, self._pending = await asyncio.wait(
-            self._pending, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, self._pending = await asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if not task.cancelled():
                 task.result()  # raises what ends the run
@@ -161,9 +159,7 @@ class Sender:
             self._asking.discard(task)
         self.journal.store(request.key, answer)
         self.budget.spend(answer.prompt_tokens, answer.completion_tokens)
-        self.pace.used(
-            prompt + request.max_tokens, answer.prompt_tokens + answer.completion_tokens
-        )
+        self.pace.used(prompt + request.max_tokens, answer.prompt_tokens + answer.completion_tokens)
         self.sent.answered += 1
         self._refusals = 0
 

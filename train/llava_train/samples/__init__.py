@@ -1,1 +1,1 @@
-"""Files of samples: read and written row by row, checked, counted, shown, split, mixed, filtered."""
+"""Files of samples: read row by row, checked, counted, shown, split, mixed, converted."""

@@ -1,4 +1,4 @@
-"""The card beside every output: where the data comes from and what was done, for people and programs.
+"""The card beside every output: where the data comes from and what was done to it.
 
 `OUT.card.json` and `OUT.card.md` beside a file; `card.json` and `README.md` inside a folder.
 """

@@ -64,9 +64,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependency(
-            "parquet needs pyarrow", "pip install 'llava-cli[data]'"
-        ) from error
+        raise MissingDependency("parquet needs pyarrow", "pip install 'llava-cli[data]'") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):

@@ -80,8 +80,9 @@ def write_all(path: Path, samples: Iterable[Row], images: Path | None = None) ->
     """Every sample into one file of the form that its name says; how many there were."""
     count = 0
     with writer(path, form_of(path), images) as out:
-        for count, sample in enumerate(samples, 1):
+        for sample in samples:
             out.add(sample)
+            count += 1
     return count
 
 
@@ -128,9 +129,7 @@ def _parquet(path: Path) -> Iterator[Writer]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependency(
-            "parquet needs pyarrow", "pip install 'llava-cli[data]'"
-        ) from error
+        raise MissingDependency("parquet needs pyarrow", "pip install 'llava-cli[data]'") from error
     turn = pyarrow.struct([("from", pyarrow.string()), ("value", pyarrow.string())])
     schema = pyarrow.schema(
         [
