@@ -90,9 +90,8 @@ def _report(outcome: Any, out: Path) -> None:
             }
         )
     elif not common().quiet:
-        note(
-            f"{outcome.written} descriptions, {rejected} rejected, {outcome.missing} missing: {out}"
-        )
+        counts = f"{outcome.written} descriptions, {rejected} rejected, {outcome.missing} missing"
+        note(f"{counts}: {out}")
     if outcome.missing:
         raise PartialFailure(
             f"{outcome.missing} pictures have no description",

@@ -1,4 +1,4 @@
-"""`llava data generate` against an endpoint of the test's own: whatever it does, all samples come."""
+"""`llava data generate` against an endpoint of its own: whatever that does, all samples come."""
 
 from __future__ import annotations
 

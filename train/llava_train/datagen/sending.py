@@ -87,6 +87,8 @@ class Sender:
         """Start a request as soon as there is room; False where no more may start."""
         if request.key in self._flying or self.journal.answer(request.key) is not None:
             self.sent.cached += 1
+            if self.sent.cached % 256 == 0:
+                await asyncio.sleep(0)  # let what is in flight, and Ctrl-C, have their turn
             return not self._stop
         while len(self._pending) >= self.concurrency:
             await self._one_done()
@@ -100,6 +102,7 @@ class Sender:
             return False
         self._flying.add(request.key)
         self._pending.add(asyncio.create_task(self._attempts(request, prompt)))
+        await asyncio.sleep(0)
         return True
 
     async def _one_done(self) -> None:

@@ -186,10 +186,12 @@ def _shards(folder: Path, images: Path | None) -> Iterator[Writer]:
     if folder.exists() and any(not path.name.endswith(".tar") for path in folder.iterdir()):
         raise DataError(f"{folder} holds other things than shards", "name a new folder")
     aside.mkdir(parents=True)
+    shards = _Shards(aside, images)
     try:
-        shards = _Shards(aside, images)
-        yield shards
-        shards.finish()
+        try:
+            yield shards
+        finally:
+            shards.finish()
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(aside, folder)
