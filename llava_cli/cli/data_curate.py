@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llava_cli.cli.data_generate import endpoint_options, sending_from
+from llava_cli.cli.data_generate import endpoint_options, request_options, sending_from
 from llava_cli.cli.groups import Command
 from llava_cli.cli.options import common, model_options
 from llava_cli.errors import PartialFailure
@@ -62,6 +62,8 @@ def curate(images: Path, out: Path, **given: Any) -> None:
         llm=given["llm"],
         max_tokens=given["describe_tokens"],
         continue_at=given["continue_at"],
+        repair_tokens=given["max_tokens"],
+        options=request_options(given),
         seed=given["seed"],
         limits=answers.Limits({"detail": given["min_words"]}, given["max_words"]),
     )

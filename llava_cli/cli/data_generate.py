@@ -190,6 +190,16 @@ def api_key(given: dict[str, Any]) -> str:
     return key or "none"
 
 
+def request_options(given: dict[str, Any]) -> dict[str, Any]:
+    """What a request holds beside model and messages; what a person does not say is left out."""
+    options = {
+        given["token_limit_name"]: given["max_tokens"],
+        "temperature": given["temperature"],
+        "top_p": given["top_p"],
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _is_local(url: str | None) -> bool:
     from urllib.parse import urlsplit
 
@@ -224,9 +234,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         prompts=prompt_set.load(given["prompts"]),
         model=given["llm"],
         max_tokens=given["max_tokens"],
-        temperature=given["temperature"],
-        top_p=given["top_p"],
-        token_limit_name=given["token_limit_name"],
+        options=request_options(given),
         limits=answers.Limits(
             min_words=answers.MIN_WORDS if least is None else dict.fromkeys(KINDS, least),
             max_words=given["max_words"] or answers.MAX_WORDS,

@@ -78,7 +78,9 @@ def curate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Curate:
 def test_descriptions_are_repaired_and_listed_to_check(
     curate: Curate, describer: Describer, tmp_path: Path
 ) -> None:
-    with serving(lambda body, times: Reply(f"Repaired: {body['messages'][1]['content']}")) as server:
+    with serving(
+        lambda body, times: Reply(f"Repaired: {body['messages'][1]['content']}")
+    ) as server:
         options = ("--llm", "fixer", "--base-url", server.url)
         code, document, _ = curate(*options)
         assert code == 5  # the broken picture
@@ -87,7 +89,8 @@ def test_descriptions_are_repaired_and_listed_to_check(
         assert {body["model"] for body in server.asked} == {"fixer"}
         assert [m["role"] for m in server.asked[0]["messages"]] == ["system", "user"]
         code, document, _ = curate(*options)
-        assert (document["described_now"], describer.loaded, len(server.asked)) == (0, 1, 2)
+        assert (document["described_now"], describer.loaded) == (0, 1)
+        assert len(server.asked) == 1  # both descriptions are equal
     samples = json.loads((tmp_path / "out" / "curated.json").read_text())
     assert [row["image"] for row in samples] == ["a.png", "sub/b.png"]
     assert samples[0]["conversations"][1]["value"] == f"Repaired: {LONG.strip()}"

@@ -119,7 +119,7 @@ def test_scienceqa_becomes_samples_of_a_split(convert: Convert, tmp_path: Path) 
 
 def test_coco_gives_a_sample_a_caption(convert: Convert) -> None:
     content = {
-        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "../../b.jpg"}],
+        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "../b.jpg"}],
         "annotations": [
             {"id": 10, "image_id": 1, "caption": " One.\n"},
             {"id": 11, "image_id": 1, "caption": "Two."},

@@ -24,7 +24,7 @@ from tests.llava_train.samples.conftest import Run, sample, write
         ("a car parked near a dining table", ["car", "dining table"]),
         ("3 of the 5", []),
         ("", []),
-        ("Ein Café am See", ["ein café am see"]),
+        ("Ein Café im Park", ["ein café im park"]),
         ("people walking slowly", ["people"]),
     ],
 )

@@ -101,16 +101,19 @@ class Coco:
     def _read(self) -> None:
         """Both files into the database, row by row."""
         wanted = {"images", "annotations", "instances", "categories"}
-        self._insert(self.captions, fields(self.captions, wanted), first=True)
-        if self.instances is not None and self.instances.resolve() != self.captions.resolve():
-            self._insert(self.instances, fields(self.instances, wanted), first=False)
+        own = self.instances is None or self.instances.resolve() == self.captions.resolve()
+        self._insert(self.captions, fields(self.captions, wanted), first=True, boxes=own)
+        if self.instances is not None and not own:
+            self._insert(self.instances, fields(self.instances, wanted), first=False, boxes=True)
         if not self._base.execute("SELECT 1 FROM ordered LIMIT 1").fetchone():
             raise DataError(
                 f"{self.captions} names no pictures",
                 "give a COCO captions file: an object with 'images' and 'annotations'",
             )
 
-    def _insert(self, path: Path, rows: Iterable[tuple[str, Any]], *, first: bool) -> None:
+    def _insert(
+        self, path: Path, rows: Iterable[tuple[str, Any]], *, first: bool, boxes: bool
+    ) -> None:
         for position, (key, row) in enumerate(rows):
             if not isinstance(row, dict):
                 raise DataError(
@@ -122,9 +125,9 @@ class Coco:
             elif key == "categories":
                 values = (_text(row.get("id")), _text(row.get("name")))
                 self._base.execute("INSERT OR IGNORE INTO categories VALUES (?, ?)", values)
-            elif "caption" in row:
+            elif "caption" in row and first:
                 self._caption(row)
-            elif "bbox" in row:
+            elif "bbox" in row and boxes:
                 self._box(row)
             if position % _BATCH == _BATCH - 1:  # lets pages leave the cache
                 self._base.execute("COMMIT")

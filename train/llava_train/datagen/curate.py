@@ -52,7 +52,12 @@ class Settings:
     llm: str | None
     """None leaves the repair out."""
     max_tokens: int
+    """Of a description, and of its continuation."""
     continue_at: int
+    repair_tokens: int
+    """Of a repaired description."""
+    options: dict[str, Any]
+    """What else a request for a repair holds beside model and messages."""
     seed: int
     limits: answers.Limits
 
@@ -182,7 +187,7 @@ def _repair_body(settings: Settings, text: str) -> dict[str, Any]:
         {"role": "system", "content": settings.prompts.texts["curate/fix.txt"]},
         {"role": "user", "content": text},
     ]
-    return {"model": settings.llm, "messages": messages, "max_tokens": 2 * settings.max_tokens}
+    return {"model": settings.llm, "messages": messages, **settings.options}
 
 
 def _repairs(settings: Settings, names: Sequence[str], journal: Journal) -> Iterator[Request]:
@@ -190,7 +195,7 @@ def _repairs(settings: Settings, names: Sequence[str], journal: Journal) -> Iter
         described = journal.answer(_description_key(settings, name))
         if described is not None and described.text:
             body = _repair_body(settings, described.text)
-            yield Request(request_key(body), body, body["max_tokens"])
+            yield Request(request_key(body), body, settings.repair_tokens)
 
 
 def _write(

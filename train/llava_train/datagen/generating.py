@@ -52,9 +52,9 @@ class Settings:
     prompts: PromptSet
     model: str
     max_tokens: int
-    temperature: float | None
-    top_p: float | None
-    token_limit_name: str
+    """Of an answer."""
+    options: dict[str, Any]
+    """What else a request holds beside model and messages: the token limit, sampling."""
     limits: answers.Limits
     forms: tuple[Form, ...]
 
@@ -118,7 +118,7 @@ class Generation:
         """Pictures that samples can be made of."""
         for picture in self.coco.pictures():
             name = self.settings.image_prefix + picture.file_name
-            reason = self._unusable(name)
+            reason = self._unusable(picture.file_name, name)
             if reason is None:
                 yield replace(picture, file_name=name)
             elif left_out is not None:
@@ -131,24 +131,16 @@ class Generation:
     def body(self, task: Task) -> dict[str, Any]:
         """The request for a sample, as the endpoint gets it."""
         settings = self.settings
-        body: dict[str, Any] = {
-            "model": settings.model,
-            "messages": settings.prompts.messages(task.picture, task.kind),
-            settings.token_limit_name: settings.max_tokens,
-        }
-        if settings.temperature is not None:
-            body["temperature"] = settings.temperature
-        if settings.top_p is not None:
-            body["top_p"] = settings.top_p
-        return body
+        messages = settings.prompts.messages(task.picture, task.kind)
+        return {"model": settings.model, "messages": messages, **settings.options}
 
     def estimate(self, price: Price | None) -> Estimate:
         """What the whole plan would cost."""
         pairs = ((task.kind, self.body(task)["messages"]) for task in self.tasks())
         return estimate(pairs, self.settings.max_tokens, price)
 
-    def _unusable(self, name: str) -> str | None:
-        if not stays_inside(name):
+    def _unusable(self, file_name: str, name: str) -> str | None:
+        if not (stays_inside(file_name) and stays_inside(name)):
             return "picture outside the folder"
         if self.settings.images is not None and not (self.settings.images / name).is_file():
             return "picture not in --images"
@@ -267,9 +259,7 @@ def _write_card(generation: Generation, url: str, out: Path, outcome: Outcome) -
         "language_model": {
             "model": settings.model,
             "endpoint": url,
-            "max_tokens": settings.max_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
+            **settings.options,
         },
         "prompts_sha256": generation.digests,
         "crowd_objects": settings.crowds,

@@ -48,6 +48,8 @@ def coco(
         base.execute("BEGIN")
         for _, row in fields(path, {"images"}):
             if isinstance(row, dict) and isinstance(row.get("file_name"), str):
+                if not stays_inside(row["file_name"]):
+                    continue
                 values = (str(row.get("id")), prefix + row["file_name"])
                 base.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", values)
         for position, (_, row) in enumerate(fields(path, {"annotations"})):

@@ -77,7 +77,7 @@ def _one(
         yield _sample(name, None, turns)
         return
     path = f"{prefix}{problem.get('split') or 'train'}/{name}/{image}"
-    if not isinstance(image, str) or not stays_inside(path):
+    if not isinstance(image, str) or not (stays_inside(image) and stays_inside(path)):
         left_out["picture outside the folder"] += 1
         return
     yield _sample(name, path, [f"{question}\n<image>", answer])
