@@ -74,16 +74,26 @@ def convert(kind: str, data: Path, out: Path, **given: Any) -> None:
     if out.exists() and out.resolve() == data.resolve():
         raise UsageError(f"{out} is what is to be read", "name another file")
     left_out: Counter[str] = Counter()
-    total = write_all(out, _samples(kind, data, given, left_out), given["images"])
-    if not total:
-        reasons = ", ".join(f"{n} × {why}" for why, n in left_out.items()) or "it is empty"
-        out.unlink(missing_ok=True) if out.is_file() else None
-        raise DataError(f"{data} gives no {kind} sample: {reasons}", "check kind and file")
+    rows = _some(_samples(kind, data, given, left_out), f"{data} gives no {kind} sample", left_out)
+    total = write_all(out, rows, given["images"])
     content: dict[str, Any] = {"source": source(data), "kind": kind, "seed": given["seed"]}
     if kind == "scienceqa":
         content |= {"format": given["order"], "split": given["split"]}
     write_card(out, f"Samples from {kind}", {**content, "samples": total, "left_out": left_out})
     report({"out": str(out), "samples": total, "left_out": dict(left_out)})
+
+
+def _some(
+    rows: Iterator[dict[str, Any]], message: str, left_out: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows; an error if there are none, raised before a file appears."""
+    count = 0
+    for row in rows:
+        count += 1
+        yield row
+    if not count:
+        reasons = ", ".join(f"{n} × {why}" for why, n in left_out.items()) or "it is empty"
+        raise DataError(f"{message}: {reasons}", "check kind and file")
 
 
 def _samples(

@@ -38,6 +38,8 @@ def split(data: Path, parts: tuple[str, ...], out: Path, form: str, seed: int) -
 
     shares = mixing.parse_parts(parts)
     targets = {name: out / f"{name}.{form}" for name in shares}
+    if data.resolve() in {target.resolve() for target in targets.values()}:
+        raise UsageError(f"{data} would be replaced by a part of it", "name another folder")
     counts = mixing.split(data, targets, shares, seed)
     content = {"seed": seed, "source": source(data), "shares": shares, "samples": counts}
     write_card(out, "Samples split by picture", content, folder=True)

@@ -356,5 +356,5 @@ def test_the_card_says_where_everything_comes_from(generate: Generate, tmp_path:
     assert set(card["prompts_sha256"]) == set(PLANNED)
     assert card["samples"] == {**PLANNED, "all": ALL}
     assert card["spent"]["prompt_tokens"] == 1000 * ALL
-    page = (tmp_path / "out" / "README.md").read_text()
+    page = (tmp_path / "out" / "card.md").read_text()
     assert page.startswith("# ") and card["prompts_sha256"]["detail"] in page

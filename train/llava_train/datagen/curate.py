@@ -34,6 +34,7 @@ from llava_train.datagen.sending import Request, Sender, Sent
 from llava_train.samples.card import write_card
 from llava_train.samples.draws import draw
 from llava_train.samples.files import whole
+from llava_train.samples.reading import Form
 from llava_train.samples.writing import line, target, writers
 
 NAME = "curated"
@@ -202,9 +203,10 @@ def _write(
     settings: Settings, names: Sequence[str], journal: Journal, out: Path, outcome: Outcome
 ) -> None:
     questions = settings.prompts.questions("detail/questions.txt")
-    paths = {form: target(out, NAME, form) for form in ("json", "jsonl")}
+    forms: tuple[Form, ...] = ("json", "jsonl")
+    paths = {form: target(out, NAME, form) for form in forms}
     with (
-        writers(paths) as kept,  # type: ignore[arg-type]
+        writers(paths) as kept,
         whole(out / "rejected.jsonl") as rejected,
         whole(out / "check.csv") as check,
     ):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterable
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_cli.errors import LlavaError
+from llava_cli.errors import DataError, LlavaError
 from llava_train.datagen.endpoint import Endpoint, Refused
 from llava_train.datagen.journal import Journal
 from llava_train.datagen.pacing import Pace
@@ -67,7 +68,13 @@ class Sender:
 
     def run(self, requests: Iterable[Request]) -> Sent:
         """All of them; KeyboardInterrupt is left to the caller as `interrupted`."""
-        asyncio.run(self._run(requests))
+        try:
+            asyncio.run(self._run(requests))
+        except sqlite3.Error as error:
+            raise DataError(
+                f"the journal cannot be used: {error}",
+                "free some space on its disk; the same command goes on from there",
+            ) from error
         return self.sent
 
     async def _run(self, requests: Iterable[Request]) -> None:
@@ -79,7 +86,7 @@ class Sender:
                 while self._pending:
                     await self._one_done()
             finally:
-                self._stop = True  # what is in flight is paid for: let it arrive
+                self._halt()
                 await asyncio.gather(*self._pending, return_exceptions=True)
                 await self.endpoint.close()
 
@@ -107,10 +114,10 @@ class Sender:
 
     async def _one_done(self) -> None:
         done, self._pending = await asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if not task.cancelled():
-                task.result()  # raises what ends the run
+        failures = [task.exception() for task in done if not task.cancelled()]
         self.progress(self.sent)
+        for failure in filter(None, failures):
+            raise failure  # what ends the run
 
     async def _attempts(self, request: Request, prompt: int) -> None:
         """One request until it is answered or given up."""
@@ -182,16 +189,24 @@ class Sender:
         if self._refusals >= TOO_MANY_REFUSALS and not self.sent.answered:
             raise _hopeless(refused) from refused
 
-    def _interrupt(self) -> None:
-        """The first time: nothing new leaves, what is in flight may arrive. Then: stop at once."""
+    def _halt(self) -> None:
+        """Nothing new leaves; what is in flight is paid for, and may arrive."""
         for task in self._pending:
-            if self._stop or task not in self._asking:
+            if task not in self._asking:
                 task.cancel()
-        self._stop = self.sent.interrupted = True
+        self._stop = True
+
+    def _interrupt(self) -> None:
+        """The first time halt, after that stop at once."""
+        if self._stop:
+            for task in self._pending:
+                task.cancel()
+        self.sent.interrupted = True
+        self._halt()
 
 
 @contextlib.contextmanager
-def _interrupts(handle: Callable[[], None]) -> Any:
+def _interrupts(handle: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM to `handle`, where the event loop can do that (not on Windows)."""
     loop = asyncio.get_running_loop()
     taken = []

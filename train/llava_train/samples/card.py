@@ -1,6 +1,6 @@
 """The card beside every output: where the data comes from and what was done to it.
 
-`OUT.card.json` and `OUT.card.md` beside a file; `card.json` and `README.md` inside a folder.
+`OUT.card.json` and `OUT.card.md` beside a file; `card.json` and `card.md` inside a folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_card(out: Path, title: str, content: Mapping[str, Any], *, folder: boo
         **content,
     }
     data, text = (
-        (out / "card.json", out / "README.md")
+        (out / "card.json", out / "card.md")
         if folder
         else (out.with_name(f"{out.name}.card.json"), out.with_name(f"{out.name}.card.md"))
     )
