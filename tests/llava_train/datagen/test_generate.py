@@ -143,6 +143,17 @@ def test_a_hopeless_endpoint_ends_the_run_at_once(generate: Generate, status: in
     assert len(server.asked) <= 2
 
 
+def test_a_run_that_ends_waits_for_no_pause(generate: Generate) -> None:
+    def script(body: dict[str, Any], times: int) -> Reply:
+        if "conversation between" in body["messages"][0]["content"]:
+            return Reply(status=503, headers={"Retry-After": "3000"})
+        return Reply("wrong key", status=401, delay=0.2)
+
+    with serving(script) as server:
+        code, _, err = generate(server)
+    assert code == 1 and "401" in err
+
+
 def test_what_is_refused_for_good_is_listed_and_tried_again_next_time(
     generate: Generate, tmp_path: Path
 ) -> None:

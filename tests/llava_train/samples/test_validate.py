@@ -99,7 +99,7 @@ def test_what_only_the_whole_and_the_disk_show(data: Run, tmp_path: Path, images
     found = json.loads(out)
     assert code == 1 and json.loads(err)["error"]["type"] == "DataError"
     assert found["errors"] == {"duplicate": 1, "image_missing": 1, "image_broken": 1}
-    assert found["warnings"] == {"duplicate_id": 1}
+    assert found["warnings"] == {"duplicate_id": 1} and found["bad_samples"] == 3
     assert found["examples"]["duplicate"] == ["x.jsonl[1] (b)"]
     assert found["examples"]["image_broken"][0].startswith("x.jsonl[3] (c): broken.png")
     code, out, _ = data("validate", path, "--images", images, "--no-decode", "--json")

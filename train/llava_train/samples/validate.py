@@ -161,11 +161,10 @@ def validate(
         for path in paths:
             for place, row in _placed(path, report):
                 report.samples += 1
-                before = report.errors
-                checker.check(place, row)
+                bad = checker.check(place, row)
                 if pictures is not None and isinstance(row, dict):
-                    pictures.check(place, picture_name(row) if row.get("image") else None)
-                report.bad += report.errors > before
+                    bad = pictures.check(place, picture_name(row), bad)
+                report.bad += bad
                 if report.samples % 1000 == 0:
                     progress(report.samples)
         if pictures is not None:
@@ -200,22 +199,26 @@ class _Whole:
         self._ids = Seen()
         self._samples = Seen()
 
-    def check(self, place: str, row: Any) -> None:
+    def check(self, place: str, row: Any) -> bool:
+        """Whether the sample has an error."""
         found = list(faults(row))
         for code, detail in found:
             self._report.add(code, place, detail)
         if any(code in ERRORS for code, _ in found):
-            return
+            return True
         if "id" in row and not self._ids.add(str(row["id"])):
             self._report.add("duplicate_id", place)
         words = "\0".join(turn["value"] for turn in row["conversations"])
-        if not self._samples.add(f"{row.get('image')}\0{words}"):
+        bad = not self._samples.add(f"{row.get('image')}\0{words}")
+        if bad:
             self._report.add("duplicate", place)
         if self._length_of is not None:
             length = self._length_of(row)
             self._report.longest = max(self._report.longest or 0, length)
             if length > self._max_length:
                 self._report.add("too_long", place, f"{length} tokens")
+                bad = True
+        return bad
 
     def close(self) -> None:
         self._ids.close()
@@ -231,18 +234,22 @@ class _Pictures:
         self._decode = decode
         self._seen = Seen()
         self._pool = ThreadPoolExecutor(workers, "llava-validate")
-        self._waiting: deque[tuple[str, Future[str | None]]] = deque()
+        self._waiting: deque[tuple[str, bool, Future[str | None]]] = deque()
+        """Place, whether the sample is known to be bad, and what decoding says."""
 
-    def check(self, place: str, name: str | None) -> None:
+    def check(self, place: str, name: str | None, bad: bool) -> bool:
+        """Whether the sample has an error; one that decoding finds is added later."""
         if name is None or not self._seen.add(name):
-            return
+            return bad
         path = self._images / name
         if not path.is_file():
             self._report.add("image_missing", place, name)
-        elif self._decode:
-            self._waiting.append((f"{place}: {name}", self._pool.submit(_broken, path)))
+            return True
+        if self._decode:
+            self._waiting.append((f"{place}: {name}", bad, self._pool.submit(_broken, path)))
             while len(self._waiting) > _AHEAD:
                 self._take()
+        return bad
 
     def finish(self) -> None:
         while self._waiting:
@@ -253,10 +260,11 @@ class _Pictures:
         self._seen.close()
 
     def _take(self) -> None:
-        place, future = self._waiting.popleft()
+        place, bad, future = self._waiting.popleft()
         why = future.result()
         if why is not None:
             self._report.add("image_broken", place, why)
+            self._report.bad += not bad
 
 
 def _broken(path: Path) -> str | None:
