@@ -122,7 +122,9 @@ def test_examples_are_few_and_counts_are_all(tmp_path: Path) -> None:
 
 
 def test_too_long_under_a_tokenizer(data: Run, tmp_path: Path) -> None:
-    path = write(tmp_path / "x.json", [sample("a"), sample("b", None, "Q", "shape " * 500)])
+    loose = turns(("gpt", "A"), ("human", "Q"), ("gpt", "A"), ("human", "Q"))
+    rows = [sample("a"), sample("b", None, "Q", "shape " * 500), loose]
+    path = write(tmp_path / "x.json", rows)
     options = ("--tokenizer", "llava-demo", "--image-tokens", "36", "--max-length", "300")
     code, out, _ = data("validate", path, *options, "--json")
     found = json.loads(out)

@@ -44,9 +44,12 @@ def length_of(tokenizer: str, prompt_format: str, image_tokens: int) -> LengthOf
 
 
 def conversation(sample: Row) -> Conversation:
-    """A valid sample as a conversation; its picture stands at the front of its turn."""
+    """A valid sample as training takes it: the picture at the front of its turn, no loose ends."""
     found = Conversation()
-    for turn in sample["conversations"]:
+    turns = sample["conversations"]
+    turns = turns[1:] if turns[0]["from"] == "gpt" else turns
+    turns = turns[:-1] if turns[-1]["from"] == "human" else turns
+    for turn in turns:
         text = turn["value"]
         content: tuple[Any, ...] = (text.replace(TOKEN, "").strip(),)
         if TOKEN in text:
