@@ -10,10 +10,28 @@ import click
 from llava_cli.cli.groups import Command, LazyGroup
 from llava_cli.cli.options import common
 
+_HERE = "llava_cli.cli"
+_LAZY = {
+    "generate": (
+        f"{_HERE}.data_generate:generate",
+        "Have a language model write instruction data from captions and boxes.",
+    ),
+    "curate": (f"{_HERE}.data_curate:curate", "Describe pictures, repair and filter the texts."),
+    "validate": (f"{_HERE}.data_check:validate", "Say what is wrong with samples."),
+    "stats": (f"{_HERE}.data_check:stats", "Count kinds, turns, lengths and words."),
+    "preview": (f"{_HERE}.data_check:preview", "Show samples with their pictures."),
+    "split": (f"{_HERE}.data_files:split", "Split samples into parts, by picture."),
+    "mix": (f"{_HERE}.data_files:mix", "Mix samples of several files."),
+    "convert": (f"{_HERE}.data_convert:convert", "Turn other data into LLaVA samples."),
+    "filter": (f"{_HERE}.data_files:filter_captions", "Choose stage-1 captions as LLaVA did."),
+    "pull": (f"{_HERE}.data_pull:pull", "Fetch LLaVA's published data."),
+}
+
 
 @click.group(
     "data",
     cls=LazyGroup,
+    lazy=_LAZY,
     examples=(("llava data scenes -o scenes --n 1000 --seed 1", "1000 pictures and their data"),),
 )
 def data() -> None:

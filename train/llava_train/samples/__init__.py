@@ -1,0 +1,1 @@
+"""Files of samples: read row by row, checked, counted, shown, split, mixed, converted."""
