@@ -13,7 +13,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from types import TracebackType
 from typing import BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
 from llava_cli.errors import LlavaError
-from llava_convert.quantize import Kind, OutType, encode, kind_bytes, tensor_kind
-from llava_convert.shards import Array
+from llava_convert.ggml import Kind, kind_bytes
+from llava_convert.tensors import Tensor
 
 SUFFIX = ".partial"
 PADDED_TO = 32
@@ -40,28 +41,33 @@ class PlannedTensor:
     """One tensor of an output file, whatever its type will be."""
 
     name: str
-    shape: tuple[int, ...]
-    """In torch's order."""
-    source: str
-    """For messages."""
-    chunks: Callable[[], Iterator[Array]]
-    """Its values in order, in groups of whole rows."""
+    values: Tensor
+    """In the order of dimensions that torch has; its name is for messages."""
     full: bool = False
     """Always float32."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In torch's order."""
+        return self.values.shape
 
 
 class Sink:
     """One GGUF file in the making."""
 
     def __init__(
-        self, path: Path, writer: GGUFWriter, tensors: Sequence[PlannedTensor], wanted: OutType
+        self,
+        path: Path,
+        writer: GGUFWriter,
+        tensors: Sequence[PlannedTensor],
+        kinds: Mapping[str, Kind],
+        label: str,
     ) -> None:
         self.path = path
-        self.label = wanted.label
-        self.kinds: dict[str, Kind] = {}
+        self.label = label
+        self.kinds = dict(kinds)
         for tensor in tensors:
-            kind = tensor_kind(wanted, tensor.shape, full=tensor.full)
-            self.kinds[tensor.name] = kind
+            kind = self.kinds[tensor.name]
             size = kind_bytes(kind, tensor.shape)
             writer.add_tensor_info(tensor.name, tensor.shape, _FLOAT, size, raw_dtype=kind)
         self._header = _header(writer)
@@ -80,10 +86,9 @@ class Sink:
         self._write(self._header)
         return self
 
-    def append(self, tensor: PlannedTensor, values: Array) -> None:
-        """The next rows of a tensor."""
-        kind = self.kinds[tensor.name]
-        self._write(encode(values, kind, tensor.source).tobytes())
+    def append(self, data: npt.NDArray[np.uint8]) -> None:
+        """The next bytes of a tensor."""
+        self._write(data.data)
 
     def end_tensor(self, tensor: PlannedTensor) -> None:
         """After its last rows."""
@@ -118,7 +123,7 @@ class Sink:
             _close_quietly(self._file)
         self._aside.unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         if self._file is None:
             raise RuntimeError("the file is not open")
         with _disk_errors(self.path):
