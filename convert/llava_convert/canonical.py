@@ -51,6 +51,8 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         target = canonical(name)
         if target in result:
-            raise ModelInvalid(f"{result[target].name} and {name} are the same tensor twice")
+            raise ModelInvalid(
+                f"{result[target].name} and {name} are the same tensor under two names"
+            )
         result[target] = tensor
     return result

@@ -18,7 +18,7 @@ from llava_cli.errors import ModelInvalid
 from llava_cli.pixels import PixelConfig
 from llava_convert.families import FAMILIES, Family
 from llava_convert.settings import Settings
-from llava_convert.sources import Source
+from llava_convert.source import Source
 from llava_convert.tensors import Tensor
 
 Activation = Literal["quick_gelu", "gelu", "silu"]
@@ -237,8 +237,6 @@ def _text(config: Settings) -> TextShape:
 
 def _text_default(config: Settings) -> str:
     return "qwen2" if config.text("model_type", "llava") == "llava_onevision" else "llama"
-
-
 
 
 def _window(text: Settings, kind: str) -> int | None:

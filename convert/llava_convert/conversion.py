@@ -8,59 +8,28 @@ names after all of them are whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from llava_cli.errors import UsageError
+from llava_convert.chat_templates import template_of
 from llava_convert.checkpoints import Checkpoint, read_checkpoint
 from llava_convert.gguf_file import PlannedTensor, Sink, prepare_folder
 from llava_convert.imatrix import Imatrix, read_imatrix
 from llava_convert.mixtures import MMPROJ_OUTTYPES, OutType, mixed_kind, outtype, tensor_kind
 from llava_convert.mmproj import mmproj_header, plan_mmproj
 from llava_convert.names import Names, assign
-from llava_convert.pipeline import Plan, Progress, default_threads, stream
-from llava_convert.sources import Extras, open_source
+from llava_convert.pipeline import Plan, Progress, default_threads, memory_needed, stream
+from llava_convert.result import ConvertedFile, ConvertResult
+from llava_convert.source import Extras, Source
+from llava_convert.sources import open_source
 from llava_convert.text import plan_text, text_header, traits
 from llava_convert.vocabulary import Vocabulary, read_vocabulary
 
-Role = Literal["text", "mmproj"]
-
-
-@dataclass(frozen=True)
-class ConvertedFile:
-    """One file that was written, or with `dry_run` would be."""
-
-    path: Path
-    role: str
-    """`text` or `mmproj`."""
-    type: str
-    bytes: int
-    sha256: str | None
-    """None with `dry_run`."""
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
-    """Name -> type and shape."""
-
-
-@dataclass(frozen=True)
-class ConvertResult:
-    """What came of a conversion."""
-
-    files: tuple[ConvertedFile, ...]
-    mapped: int
-    """How many of the source's tensors are in the files."""
-    ignored: dict[str, str]
-    """Source tensors that are not, each with the reason."""
-    notes: tuple[str, ...] = ()
-    """What a person should know about the result."""
-    kind: str = ""
-    """What the source was."""
-
 
 def convert(
-    source: Path,
+    source: Path | Source,
     out: Path,
     *,
     outtypes: Sequence[str] = ("f16",),
@@ -72,7 +41,10 @@ def convert(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
-    """Write NAME-TYPE.gguf for each outtype and mmproj-NAME-TYPE.gguf into the folder `out`."""
+    """Write NAME-TYPE.gguf for each outtype and mmproj-NAME-TYPE.gguf into the folder `out`.
+
+    `source` is a folder or one that was opened already; `extras` is for folders.
+    """
     wanted = [outtype(kind) for kind in dict.fromkeys(kind.lower() for kind in outtypes)]
     if not wanted:
         raise UsageError("no output type is given")
@@ -80,21 +52,27 @@ def convert(
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", "give a folder for the converted model")
     importance = read_imatrix(imatrix) if imatrix is not None else None
-    checkpoint = read_checkpoint(open_source(Path(source), extras))
+    opened = source if isinstance(source, Source) else open_source(Path(source), extras)
+    checkpoint = read_checkpoint(opened)
     label = output_label(name, checkpoint)
     names = assign(checkpoint)
     rows = names.text["token_embd.weight"].shape[0]
-    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, rows)
+    vocabulary = read_vocabulary(
+        checkpoint.folder, checkpoint.config, rows, template_of(checkpoint.prompt_format)
+    )
     text = _plan_text(checkpoint, names, vocabulary, wanted, out, label, importance)
     plans = (text, _plan_mmproj(checkpoint, names, mmproj, out, label))
+    threads = threads or default_threads()
     if not dry_run:
-        _write(plans, out, threads or default_threads(), progress)
+        _write(plans, out, threads, progress)
     return ConvertResult(
         files=tuple(_converted(plan, sink) for plan in plans for sink in plan.sinks),
         mapped=names.mapped,
         ignored=dict(names.ignored),
         notes=(*checkpoint.source.notes, *vocabulary.notes),
         kind=checkpoint.source.kind,
+        prompt_format=checkpoint.prompt_format,
+        memory_bytes=memory_needed(plans, threads),
     )
 
 

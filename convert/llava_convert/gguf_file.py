@@ -81,7 +81,7 @@ class Sink:
 
     def __enter__(self) -> Sink:
         _remove_leftovers(self.path)
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file = self._aside.open("wb")
         self._write(self._header)
         return self
@@ -101,7 +101,7 @@ class Sink:
             raise RuntimeError("the file is not open")
         if self.written != self.bytes:
             raise RuntimeError(f"{self.path.name}: {self.written} bytes, not {self.bytes}")
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -109,9 +109,9 @@ class Sink:
 
     def commit(self) -> None:
         """Give the file its name, in place of what had it before."""
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             os.replace(self._aside, self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def __exit__(
         self,
@@ -126,7 +126,7 @@ class Sink:
     def _write(self, data: bytes | memoryview) -> None:
         if self._file is None:
             raise RuntimeError("the file is not open")
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file.write(data)
         self._hash.update(data)
         self.written += len(data)
@@ -134,7 +134,7 @@ class Sink:
 
 def prepare_folder(folder: Path, needed: int) -> None:
     """Make the output folder, and refuse at once where the files cannot fit."""
-    with _disk_errors(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if needed > free:
@@ -166,11 +166,12 @@ def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)" + re.escape(SUFFIX))
     for other in path.parent.glob(f".*{SUFFIX}"):
         match = pattern.fullmatch(other.name)
-        if match and not _alive(int(match.group(1))):
+        if match and not is_alive(int(match.group(1))):
             other.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process that writes is still there; this one itself does not count."""
     if pid == os.getpid():
         return False
     if os.name == "nt":  # where signal 0 is Ctrl-C
@@ -184,7 +185,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The new name itself onto the disk, where the system can do that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -204,7 +205,7 @@ def _close_quietly(file: BinaryIO) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """What the operating system refuses, as one line with the file's name."""
     try:
         yield

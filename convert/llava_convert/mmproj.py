@@ -16,7 +16,7 @@ from llava_convert.checkpoints import Checkpoint, Tiles, VisionShape
 from llava_convert.gguf_file import PlannedTensor
 from llava_convert.mixtures import OutType
 from llava_convert.tensors import Array, Tensor, constant, each, whole
-from llava_convert.text import QUANTIZATION_VERSION
+from llava_convert.text import QUANTIZATION_VERSION, add_facts
 
 FULL = ("v.patch_embd.weight", "v.position_embd.weight")
 """Always float32."""
@@ -30,9 +30,7 @@ before it, taken back behind it, makes its error as many times smaller. A power 
 costs no precision itself."""
 
 
-def plan_mmproj(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor]
-) -> tuple[PlannedTensor, ...]:
+def plan_mmproj(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[PlannedTensor, ...]:
     """The tensors of the mmproj: tower by layers, then the projector."""
     vision, text = checkpoint.vision, checkpoint.text
     tower = sorted((n for n in tensors if n.startswith("v.")), key=_order)  # the newline too
@@ -53,6 +51,7 @@ def mmproj_header(checkpoint: Checkpoint, wanted: OutType, name: str) -> GGUFWri
     writer = GGUFWriter(None, "clip")
     writer.add_type("mmproj")
     writer.add_name(name)
+    add_facts(writer, checkpoint.source.facts)
     writer.add_file_type(wanted.file_type)
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_bool("clip.has_vision_encoder", True)
@@ -90,7 +89,10 @@ def _add_tiles(writer: GGUFWriter, tiles: Tiles) -> None:
     u32 = GGUFValueType.UINT32
     writer.add_key_value("llava.image_grid_pinpoints", flat, GGUFValueType.ARRAY, sub_type=u32)
     writer.add_key_value(
-        "clip.vision.image_grid_pinpoints", turned, GGUFValueType.ARRAY, sub_type=GGUFValueType.INT32
+        "clip.vision.image_grid_pinpoints",
+        turned,
+        GGUFValueType.ARRAY,
+        sub_type=GGUFValueType.INT32,
     )
     writer.add_string("llava.vision_aspect_ratio", tiles.vision_aspect_ratio)
 

@@ -22,6 +22,8 @@ from llava_convert.imatrix import Imatrix
 
 CHUNK_VALUES = 1 << 20
 """How many values one thread takes at a time: 4 MB of float32."""
+BASE_BYTES = 250 << 20
+"""Python with numpy and ggml's libraries, and a vocabulary."""
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and in all."""
@@ -80,6 +82,17 @@ def stream(plans: Sequence[Plan], threads: int, progress: Progress | None) -> No
             write_one()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def memory_needed(plans: Sequence[Plan], threads: int) -> int:
+    """About how many bytes a run holds at most: the program, and the groups on their way."""
+    largest = 0
+    for plan in plans:
+        for tensor in plan.tensors:
+            rows = max((count for _, count in groups_of(tensor)), default=0)
+            # source, float32 and what is made of it; all of a tensor that is made in one piece
+            largest = max(largest, rows * tensor.values.row * (8 + 4 * len(plan.sinks)))
+    return BASE_BYTES + largest * (2 * threads + 1)
 
 
 def _jobs(plans: Sequence[Plan], pool: ThreadPoolExecutor) -> Iterator[_Job]:

@@ -8,7 +8,7 @@ and deltas are applied by `adapters.py`. Nothing is decided from a folder's or f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from llava_cli.errors import ModelInvalid, ModelNotFound, UsageError
 from llava_cli.models.folders import chat_template, read_json
 from llava_cli.models.templates import format_of
 from llava_cli.prompts import FORMATS
+from llava_convert.adapters import add_base, merge_lora, read_settings
 from llava_convert.canonical import renamed
+from llava_convert.cards import front_matter
+from llava_convert.originals import is_original, open_original
 from llava_convert.shards import open_tensors
-from llava_convert.tensors import Tensor
+from llava_convert.source import Extras, Source
 
 HF_TYPES = {
     "llava": "LlavaForConditionalGeneration",
@@ -32,36 +35,6 @@ SUPPORTED = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model in llava-hf's form, not read yet."""
-
-    kind: str
-    """What it was, for people."""
-    folder: Path
-    """Where the tokenizer's files lie."""
-    name: str
-    config: Mapping[str, Any]
-    preprocessor: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    """By llava-hf's names on disk (`canonical.py`)."""
-    prompt_format: str | None = None
-    """Name in `prompts.FORMATS`, where the files tell it."""
-    notes: tuple[str, ...] = field(default=())
-    """What a person should know."""
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a person gives beside the source."""
-
-    base: Path | None = None
-    """Folder of the language model or LLaVA that an adapter, projector or delta belongs to."""
-    vision_tower: Path | None = None
-    """Folder of the tower, for checkpoints that do not hold it."""
-    prompt_format: str | None = None
-
-
 def open_source(path: Path, extras: Extras | None = None) -> Source:
     """Find out what a path holds and open it; a kind that cannot be converted is refused."""
     extras = extras or Extras()
@@ -72,18 +45,19 @@ def open_source(path: Path, extras: Extras | None = None) -> Source:
             f"unknown prompt format: {extras.prompt_format}", f"known: {', '.join(sorted(FORMATS))}"
         )
     if (folder / "adapter_config.json").is_file():
-        from llava_convert.adapters import open_adapter
-
-        source = open_adapter(folder, name, extras)
+        source = _open_adapter(folder, name, extras)
     else:
-        source = open_folder(folder, name, extras)
-    return replace(source, prompt_format=extras.prompt_format or source.prompt_format)
+        source = _open_folder(folder, name, extras)
+    facts = {**front_matter(source.folder), **front_matter(folder)}
+    return replace(
+        source,
+        prompt_format=extras.prompt_format or source.prompt_format,
+        facts={key: facts[key] for key in ("license", "base_model", "language") if key in facts},
+    )
 
 
-def open_folder(folder: Path, name: str, extras: Extras) -> Source:
+def _open_folder(folder: Path, name: str, extras: Extras) -> Source:
     """A folder with a config.json of its own: llava-hf or original, whole, projector or delta."""
-    from llava_convert.originals import is_original, open_original
-
     config = read_json(folder / "config.json")
     if config.get("quantization_config"):
         raise ModelInvalid(
@@ -94,9 +68,7 @@ def open_folder(folder: Path, name: str, extras: Extras) -> Source:
         return open_original(folder, name, config, extras)
     _refuse_other_kinds(config)
     if extras.vision_tower is not None:
-        raise UsageError(
-            f"{folder} holds its own vision tower", "leave out --vision-tower"
-        )
+        raise UsageError(f"{folder} holds its own vision tower", "leave out --vision-tower")
     source = Source(
         kind="llava-hf",
         folder=folder,
@@ -106,11 +78,25 @@ def open_folder(folder: Path, name: str, extras: Extras) -> Source:
         tensors=renamed(open_tensors(folder)),
         prompt_format=_prompt_format(config, folder),
     )
-    if extras.base is None:
-        return source
-    from llava_convert.adapters import add_base
+    return source if extras.base is None else add_base(source, extras.base)
 
-    return add_base(source, extras.base)
+
+def _open_adapter(folder: Path, name: str, extras: Extras) -> Source:
+    """A LoRA adapter, merged into the model that it was trained on."""
+    settings = read_settings(folder)
+    if extras.base is None:
+        base = settings.get("base_model_name_or_path") or "unknown"
+        raise ModelInvalid(
+            f"{folder} is a LoRA adapter of {base}",
+            "give the folder or Hub id of that model: --base REF",
+        )
+    own = folder / "config.json"
+    config = read_json(own) if own.is_file() else {}
+    if is_original(config):
+        source = open_original(folder, name, config, extras)
+    else:
+        source = _open_folder(_model_folder(extras.base), name, replace(extras, base=None))
+    return merge_lora(source, folder, settings)
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
@@ -174,5 +160,3 @@ def _prompt_format(config: Mapping[str, Any], folder: Path) -> str | None:
             f"known: {', '.join(sorted(FORMATS))}",
         )
     return str(name)
-
-

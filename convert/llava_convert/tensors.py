@@ -1,7 +1,7 @@
 """Tensors that are read late and a few rows at a time, wherever their values come from.
 
 A `Tensor` knows its shape and how to get any of its rows as float32: from a file on the disk
-(`shards.py`, `pickles.py`) or from other tensors (`joined`, `adapters.py`). Nothing is kept, so that
+(`shards.py`, `pickles.py`) or from other tensors (here, `adapters.py`). Nothing is kept, so that
 memory never holds more than is asked for, and any thread may read any rows.
 """
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from gguf import GGUFWriter, RopeScalingType, size_label
 
+from llava_cli import __version__
 from llava_cli.errors import ModelInvalid
 from llava_convert.checkpoints import Checkpoint, TextShape
 from llava_convert.gguf_file import PlannedTensor
@@ -20,6 +21,7 @@ from llava_convert.tensors import Array, Tensor, constant, each
 from llava_convert.vocabulary import Vocabulary
 
 ROPE_TYPES = ("default", "linear", "llama3")
+TOOL = f"llava-cli {__version__}"
 QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION."""
 
@@ -57,6 +59,7 @@ def text_header(
     writer.add_type("model")
     writer.add_name(name)
     writer.add_size_label(size_label(parameters, parameters, 0, 0))
+    add_facts(writer, checkpoint.source.facts)
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
@@ -81,6 +84,19 @@ def text_header(
     if checkpoint.prompt_format is not None:
         writer.add_string("llava.prompt_format", checkpoint.prompt_format)
     return writer
+
+
+def add_facts(writer: GGUFWriter, facts: Mapping[str, str]) -> None:
+    """Where a file comes from: licence, base model, the tool that made it."""
+    if facts.get("license"):
+        writer.add_license(facts["license"])
+    base = facts.get("base_model", "")
+    if base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, base.rpartition("/")[2])
+        if base.count("/") == 1:
+            writer.add_base_model_repo_url(0, f"https://huggingface.co/{base}")
+    writer.add_string("llava.converter", TOOL)
 
 
 def _add_rope_scaling(writer: GGUFWriter, shape: TextShape) -> None:
