@@ -66,8 +66,8 @@ def card(name: str, files: Sequence[ConvertedFile], facts: Mapping[str, str]) ->
     mmproj = next(file for file in files if file.role == "mmproj").path.name
     lines = [
         *header, "---", "", MARK, "", f"# {name}, for llama.cpp", "",
-        f"Converted from {facts.get('kind', 'a LLaVA checkpoint')} by llava-cli {__version__}. The text "
-        "model needs its `mmproj` to see pictures: keep both in one folder.", "",
+        f"Converted from {facts.get('kind', 'a LLaVA checkpoint')} by llava-cli {__version__}. "
+        "The text model needs its `mmproj` to see pictures: keep both in one folder.", "",
         "| file | role | type | size | sha256 |", "|---|---|---|---|---|", *rows, "",
         "## Use", "", "```sh", f'llava ask -m {text} photo.jpg "what is unusual here?"',
         f"llama-mtmd-cli -m {text} --mmproj {mmproj} --image photo.jpg -p 'what is unusual here?'",

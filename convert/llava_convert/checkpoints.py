@@ -52,6 +52,10 @@ ACTIVATIONS: dict[str, Activation] = {
 """By transformers' names."""
 PINPOINTS_336 = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """LLaVA-1.6's, as (height, width), where config.json names none."""
+PINPOINTS_384 = tuple(
+    (384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)
+)
+"""OneVision's."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +338,8 @@ def _tiles(config: Settings, vision: VisionShape) -> Tiles | None:
     kind = config.text("model_type", "llava")
     if kind not in ("llava_next", "llava_onevision"):
         return None
-    pairs = config.get("image_grid_pinpoints") or PINPOINTS_336
+    usual = PINPOINTS_336 if kind == "llava_next" else PINPOINTS_384
+    pairs = config.get("image_grid_pinpoints") or usual
     try:
         pinpoints = tuple((int(height), int(width)) for height, width in pairs)
     except (TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -268,8 +269,8 @@ def test_delta_weights(model: Path, tower: Path, tmp_path: Path) -> None:
     tensors = load_file(model / WEIGHTS)
     base, delta = {}, {}
     for name, value in tensors.items():
-        # halves and quarters, so that sums are exact and files equal
-        value = (np.round(value * 64) / 64).astype(np.float32)
+        # whole 64ths, so that sums are exact; + 0.0 because -x + x is never -0.0
+        value = (np.round(value * 64) / 64 + 0.0).astype(np.float32)
         tensors[name] = value
         if not name.startswith("language_model."):
             delta[original_name(name)] = value
@@ -315,12 +316,12 @@ def write_lora(source: Path, folder: Path, language_only: bool, **settings: Any)
     torch.manual_seed(5)
     kind = AutoModelForCausalLM if language_only else LlavaForConditionalGeneration
     model = kind.from_pretrained(source)
-    peft = get_peft_model(
-        model,
-        LoraConfig(
-            r=4, lora_alpha=12, target_modules=["q_proj", "v_proj", "down_proj"], **settings
-        ),
-    )
+    modules = ["q_proj", "v_proj", "down_proj"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        peft = get_peft_model(
+            model, LoraConfig(r=4, lora_alpha=12, target_modules=modules, **settings)
+        )
     with torch.no_grad():
         for name, weight in peft.named_parameters():
             if "lora_" in name:

@@ -191,9 +191,7 @@ def test_the_number_of_threads_does_not_change_the_bytes(
     assert [file.sha256 for file in small.files] == [file.sha256 for file in large.files]
 
 
-def test_the_files_load_and_compute(
-    wide: Path, tmp_path: Path, llama: Callable[..., Any]
-) -> None:
+def test_the_files_load_and_compute(wide: Path, tmp_path: Path, llama: Callable[..., Any]) -> None:
     files = convert(wide, tmp_path, outtypes=TYPES, name="m").files[:-1]
     models = {file.type: llama(file.path) for file in files}
     ids = models["F32"].ids("USER: what is unusual here?", add_special=True)
