@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 
+from llava_cli.errors import ModelInvalid
 from llava_convert.checkpoints import Checkpoint, Tiles, VisionShape
 from llava_convert.gguf_file import PlannedTensor
 from llava_convert.mixtures import OutType
@@ -33,6 +34,12 @@ costs no precision itself."""
 def plan_mmproj(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[PlannedTensor, ...]:
     """The tensors of the mmproj: tower by layers, then the projector."""
     vision, text = checkpoint.vision, checkpoint.text
+    if checkpoint.tiles is not None and checkpoint.tiles.vision_aspect_ratio != "anyres":
+        raise ModelInvalid(
+            f"tiles of the kind {checkpoint.tiles.vision_aspect_ratio} cannot be run by llama.cpp: "
+            "features of large pictures are shrunk before they are packed",
+            "LLaVA-1.6's `anyres` can be converted; --to hf keeps this model for transformers",
+        )
     tower = sorted((n for n in tensors if n.startswith("v.")), key=_order)  # the newline too
     plan = [_tower_tensor(name, tensors[name], vision) for name in tower]
     for name, outputs in (("mm.0", text.hidden), ("mm.2", text.hidden)):

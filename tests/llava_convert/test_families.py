@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llava_cli.errors import ModelInvalid
 from llava_convert import convert
 
 PROMPT = "USER: what is unusual here? ASSISTANT: the red circle"
@@ -162,7 +163,7 @@ def test_features_of_every_tower_equal_transformers(
         row = row[:, 1:] if tower == "clip" else row
         expected = inner.multi_modal_projector(row)[0].numpy()
     if kind == "LlavaNext":
-        pytest.importorskip("llava_cli.engines.gguf.tiles", reason="the engine cuts no tiles yet")
+        pytest.importorskip("llava_cli.tiles", reason="the engine cuts no tiles yet")
     encoder = engine.ImageEncoder(
         mmproj.path, llama(text.path).model, threads=1, use_gpu=False, width=64
     )
@@ -180,6 +181,13 @@ def test_a_model_with_tiles_keeps_its_grid_and_newline(
 
     onevision = kind == "LlavaOnevision"
     folder = build(tiny, tmp_path / "source", "qwen2", "siglip" if onevision else "clip", kind)
+    if onevision:
+        with pytest.raises(ModelInvalid, match="anyres_max_9") as caught:
+            convert(folder, tmp_path / "out")
+        assert "--to hf" in caught.value.hint
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_aspect_ratio"] = "anyres"
+        (folder / "config.json").write_text(json.dumps(config))
     _, mmproj = convert(folder, tmp_path / "out", mmproj_outtype="f16").files
     keys, values, types = gguf(mmproj.path)
     source = load_file(folder / "model.safetensors")
@@ -190,8 +198,7 @@ def test_a_model_with_tiles_keeps_its_grid_and_newline(
     assert keys["llava.image_grid_pinpoints"] == [side for pair in PINPOINTS for side in pair]
     turned = [side for height, width in PINPOINTS for side in (width, height)]
     assert keys["clip.vision.image_grid_pinpoints"] == turned
-    ratio = "anyres_max_9" if onevision else "anyres"
-    assert keys["llava.vision_aspect_ratio"] == ratio
+    assert keys["llava.vision_aspect_ratio"] == "anyres"
 
 
 def test_seventy_billions_shared_keys_are_told_to_the_mixture() -> None:
