@@ -8,6 +8,10 @@ template writes (`llava_cli.models.templates`).
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from llava_cli.models.folders import chat_template
+from llava_cli.models.templates import format_of
 from llava_cli.prompts import FORMATS, PromptFormat
 
 _TEXT = (
@@ -47,6 +51,14 @@ _OWN_SYSTEM = "{{ SYSTEM_OPEN + state.system + SYSTEM_CLOSE if state.system else
 def template_of(name: str | None) -> str | None:
     """The template of a prompt format by its exact name; None for none."""
     return jinja(FORMATS[name]) if name in FORMATS else None
+
+
+def fitting_template(folder: Path, prompt_format: str | None) -> str | None:
+    """The template to store: the folder's own, unless it writes another format than is known."""
+    own = chat_template(folder)
+    if prompt_format not in FORMATS or (own and format_of(own) == prompt_format):
+        return own
+    return template_of(prompt_format)
 
 
 def jinja(form: PromptFormat) -> str:

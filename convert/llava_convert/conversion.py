@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from llava_cli.errors import UsageError
-from llava_convert.chat_templates import template_of
+from llava_convert.chat_templates import fitting_template
 from llava_convert.checkpoints import Checkpoint, read_checkpoint
 from llava_convert.gguf_file import PlannedTensor, Sink, prepare_folder
 from llava_convert.imatrix import Imatrix, read_imatrix
@@ -57,9 +57,8 @@ def convert(
     label = output_label(name, checkpoint)
     names = assign(checkpoint)
     rows = names.text["token_embd.weight"].shape[0]
-    vocabulary = read_vocabulary(
-        checkpoint.folder, checkpoint.config, rows, template_of(checkpoint.prompt_format)
-    )
+    template = fitting_template(checkpoint.folder, checkpoint.prompt_format)
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, rows, template)
     text = _plan_text(checkpoint, names, vocabulary, wanted, out, label, importance)
     plans = (text, _plan_mmproj(checkpoint, names, mmproj, out, label))
     threads = threads or default_threads()

@@ -21,10 +21,23 @@ from llava_cli.errors import ModelInvalid
 Array = npt.NDArray[np.float32]
 Kind = GGMLQuantizationType
 
-LARGEST = {Kind.F16: 65519.0, Kind.BF16: 3.39e38, Kind.Q8_0: 127 * 65519.0}
-"""Beyond it a value rounds to infinity; a block of Q8_0 has a float16 scale."""
-_LARGEST_BLOCK = 65519.0
-"""Of the other quantised types, whose scales are float16 and at least a tenth of the values."""
+_HALF = 65519.0
+"""Beyond it a value rounds to infinity in float16."""
+LARGEST = {
+    Kind.F16: _HALF,
+    Kind.BF16: 3.39e38,
+    Kind.Q8_0: 127 * _HALF,
+    Kind.Q5_0: 16 * _HALF,
+    Kind.Q4_0: 8 * _HALF,
+    Kind.Q5_1: _HALF,
+    Kind.Q4_1: _HALF,
+    Kind.Q6_K: 128 * 32 * _HALF,
+    Kind.Q5_K: 63 * _HALF,
+    Kind.Q4_K: 63 * _HALF,
+    Kind.Q3_K: 32 * 4 * _HALF,
+    Kind.Q2_K: 15 * _HALF,
+}
+"""The largest magnitude that a type holds for certain: block scales and minima are float16."""
 
 
 def kind_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
@@ -59,7 +72,7 @@ def encode(
     `weights` is how much each column matters, (columns,), from an importance matrix.
     """
     peak = peak_of(values, name) if peak is None else peak
-    if peak > LARGEST.get(kind, peak if kind == Kind.F32 else _LARGEST_BLOCK):
+    if peak > LARGEST.get(kind, peak):
         raise ModelInvalid(
             f"tensor {name} holds values beyond the range of {kind.name}", "convert to f32"
         )

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llava_cli import __version__
-from llava_cli.errors import UsageError
+from llava_cli.errors import ModelInvalid, UsageError
 from llava_convert.canonical import HEAD, TEXT
 from llava_convert.checkpoints import Checkpoint, read_checkpoint
 from llava_convert.families import FAMILIES
@@ -57,6 +57,11 @@ def convert_to_hf(
         raise UsageError(f"unknown output type {outtype!r}", "known for hf: f32, f16, bf16")
     checkpoint = read_checkpoint(source)
     names = assign(checkpoint)  # refuses what would not be a whole LLaVA
+    if HEAD + "bias" in source.tensors:
+        raise ModelInvalid(
+            "transformers' LLaVA has no bias in its head, which this model has",
+            "convert it to GGUF, where it is kept",
+        )
     wanted = outtype.upper() if outtype else None
     aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     with disk_errors(out):

@@ -9,8 +9,7 @@ import shutil
 from pathlib import Path
 
 from llava_cli.errors import MissingDependency, ModelInvalid
-from llava_cli.models.folders import chat_template
-from llava_convert.chat_templates import template_of
+from llava_convert.chat_templates import fitting_template
 
 IMAGE = "<image>"
 
@@ -41,9 +40,10 @@ def write_tokenizer(folder: Path, target: Path, prompt_format: str | None) -> in
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     number: int = tokenizer.get_vocab()[IMAGE]
     tokenizer.save_pretrained(target)
-    if (folder / "tokenizer.model").is_file():  # transformers 5 drops it
-        shutil.copyfile(folder / "tokenizer.model", target / "tokenizer.model")
-    template = chat_template(folder) or template_of(prompt_format)
+    for name in ("tokenizer.model", "generation_config.json"):  # transformers 5 drops the first
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    template = fitting_template(folder, prompt_format)
     if template:
         (target / "chat_template.jinja").write_text(template, encoding="utf-8")
     return number

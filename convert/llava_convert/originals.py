@@ -64,7 +64,7 @@ def open_original(folder: Path, name: str, config: Mapping[str, Any], extras: Ex
     files = folder
     if extras.base is not None and not _has_tokenizer(folder):
         files = extras.base
-    prompt_format, guess = _prompt_format(config, files, language)
+    prompt_format, guess = _prompt_format(config, folder, files, language)
     return Source(
         kind=f"original LLaVA ({language})",
         folder=files,
@@ -247,9 +247,12 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _prompt_format(
-    config: Mapping[str, Any], folder: Path, language: str
+    config: Mapping[str, Any], folder: Path, files: Path, language: str
 ) -> tuple[str | None, list[str]]:
-    """What the files say, else what this kind of model was trained with, told as a note."""
+    """What the checkpoint says, else what its kind was trained with, told as a note.
+
+    The template of a base model is not asked: LLaVA was trained on it with one of its own.
+    """
     named = config.get("llava_prompt_format")
     if isinstance(named, str) and named in FORMATS:
         return named, []
@@ -258,9 +261,8 @@ def _prompt_format(
         return known, []
     if language not in ("llama", "mistral"):
         return None, []
-    added = (
-        read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-    )
+    tokens = files / "added_tokens.json"
+    added = read_json(tokens) if tokens.is_file() else {}
     guess = "vicuna_v1"
     if "<|im_start|>" in added:
         guess = "chatml_direct"

@@ -34,6 +34,9 @@ def plan_text(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[Pl
         for name, values in rope_tensors(shape).items()
     ]
     plan += [_planned(name, tensors[name], shape) for name in sorted(tensors, key=_order)]
+    if shape.family.architecture == "phi2" and "output.bias" not in tensors:
+        rows = tensors["token_embd.weight"].shape[0]
+        plan.append(PlannedTensor("output.bias", constant("zeros", np.zeros(rows, np.float32))))
     return tuple(plan)
 
 

@@ -92,11 +92,11 @@ def read_vocabulary(
 ) -> Vocabulary:
     """The vocabulary of a checkpoint whose embedding has `rows` rows.
 
-    `template` is the chat template where the folder has none.
+    `template` is the chat template to store instead of the folder's own.
     """
     try:
         vocabulary = _read(_Files.read(folder), config, rows)
-        return replace(vocabulary, chat_template=vocabulary.chat_template or template)
+        return replace(vocabulary, chat_template=template or vocabulary.chat_template)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelInvalid(
             f"the tokenizer's files in {folder} are not of a known form ({error!r})",

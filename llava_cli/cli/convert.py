@@ -95,8 +95,10 @@ def convert(source: str, out: Path, **options: Any) -> None:
     SOURCE is a llava-hf folder, a checkpoint of the original LLaVA code, a projector or LoRA
     adapter (with --base), a training run, or a Hub id (org/name).
     """
-    from llava_cli.errors import ModelError
+    from llava_cli.errors import LlavaError, UsageError
 
+    if options["wants_check"] and options["target"] != "gguf":
+        raise UsageError("--check compares GGUF files", "leave out --to hf")
     repo = options["push_to_hub"]
     if repo is not None:
         from llava_convert.hub import check_target
@@ -106,7 +108,7 @@ def convert(source: str, out: Path, **options: Any) -> None:
     name = label if options["name"] is None else options["name"]
     result = _run(opened, out, name, options)
     found = None
-    if options["wants_check"] and not options["dry_run"] and options["target"] == "gguf":
+    if options["wants_check"] and not options["dry_run"]:
         from llava_convert.check import check
 
         found = check(opened, result.files, options["threads"])
@@ -117,7 +119,7 @@ def convert(source: str, out: Path, **options: Any) -> None:
         push(repo, out, [*_uploaded(out, result, options), *beside])
     _report(result, found, options)
     if found is not None and found.verdict == "different":
-        raise ModelError(
+        raise LlavaError(
             "a converted file does not answer as its source does",
             "see the comparison above; please report it",
         )

@@ -27,7 +27,7 @@ def text_config(family: str, vocabulary: int) -> Any:
 
     sizes = {**SIZES, "vocab_size": vocabulary}
     longrope = {
-        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 256,
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 512,
         "short_factor": [1.0 + 0.1 * n for n in range(16)],
         "long_factor": [2.0 + 0.1 * n for n in range(16)], "partial_rotary_factor": 1.0,
     }  # fmt: skip
@@ -39,9 +39,9 @@ def text_config(family: str, vocabulary: int) -> Any:
         "qwen2 tied": lambda: t.Qwen2Config(**sizes, num_key_value_heads=2,
                                             tie_word_embeddings=True),
         "phi3": lambda: t.Phi3Config(**sizes, num_key_value_heads=1),
-        "phi3 longrope": lambda: t.Phi3Config(**sizes, num_key_value_heads=2,
-                                              original_max_position_embeddings=256,
-                                              rope_parameters=longrope),
+        "phi3 longrope": lambda: t.Phi3Config(**{**sizes, "max_position_embeddings": 1024},
+                                              num_key_value_heads=2, rope_parameters=longrope,
+                                              original_max_position_embeddings=512),
         "phi": lambda: t.PhiConfig(**sizes, partial_rotary_factor=0.5),
     }  # fmt: skip
     return make[family]()
@@ -168,7 +168,9 @@ def test_features_of_every_tower_equal_transformers(
         mmproj.path, llama(text.path).model, threads=1, use_gpu=False, width=64
     )
     try:
-        assert np.abs(encoder.encode(pixels) - expected).max() < 1e-4
+        # ggml looks SigLIP's tanh GELU up in a float16 table
+        limit = 1e-4 if tower == "clip" else 5e-3
+        assert np.abs(encoder.encode(pixels) - expected).max() < limit
     finally:
         encoder.close()
 
