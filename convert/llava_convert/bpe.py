@@ -1,8 +1,9 @@
 """Byte-level BPE tokenizers (GPT-2, Llama 3, Qwen2 and their like) from tokenizer.json.
 
 llama.cpp knows the rule that splits a text into words only by name (`tokenizer.ggml.pre`). The name
-is found by comparing the tokenizer's own expressions with those that llama.cpp has; a rule that it
-does not have is refused, because every other name would give wrong ids without a word.
+is found by comparing the tokenizer's own expressions with those that llama.cpp has, else by trial
+(`pretokens.py`); a rule that it does not have is refused, because every other name would give wrong
+ids without a word.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from gguf import TokenType
 
 from llava_cli.errors import ModelInvalid
+from llava_convert.pretokens import CANDIDATES, find_rule
 from llava_convert.tokens import Tokens, in_order
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -50,29 +52,37 @@ def read_bpe(tokenizer: Mapping[str, Any]) -> Tokens:
         left, _, right = merge.partition(" ")
         if left + right not in vocabulary:
             raise ModelInvalid(f"tokenizer.json merges {merge!r} into a token it does not have")
+    tokens = [f"[PAD{n}]" if text is None else text for n, text in enumerate(texts)]
     return Tokens(
         model="gpt2",
-        pre=pre_tokenizer_name(tokenizer),
-        tokens=[f"[PAD{n}]" if text is None else text for n, text in enumerate(texts)],
+        pre=pre_tokenizer_name(tokenizer) or _tried(tokenizer, tokens, merges),
+        tokens=tokens,
         types=[TokenType.UNUSED if text is None else TokenType.NORMAL for text in texts],
         merges=merges,
         notes=_normalizer_notes(tokenizer.get("normalizer")),
     )
 
 
-def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name of the rule that splits a text into words."""
-    steps = tuple(_step(part) for part in _flat(tokenizer.get("pre_tokenizer")))
+def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name of the rule that splits a text into words; None if it is not known."""
+    steps = [_step(part) for part in _flat(tokenizer.get("pre_tokenizer"))]
+    if None in steps:
+        return None
     expressions = tuple(step for step in steps if step)
     whole_words = bool((tokenizer.get("model") or {}).get("ignore_merges"))
-    try:
-        return PRE_TOKENIZERS[expressions, whole_words]
-    except KeyError:
+    return PRE_TOKENIZERS.get((expressions, whole_words))
+
+
+def _tried(tokenizer: Mapping[str, Any], tokens: list[str], merges: list[str]) -> str:
+    """The rule that gives the same ids on every probe."""
+    name = find_rule(tokenizer, tokens, merges)
+    if name is None:
+        steps = [dict(part) for part in _flat(tokenizer.get("pre_tokenizer"))]
         raise ModelInvalid(
-            f"llama.cpp has no rule that splits words like this tokenizer: {expressions!r}"
-            + (" with ignore_merges" if whole_words else ""),
-            f"known: {', '.join(PRE_TOKENIZERS.values())}",
-        ) from None
+            f"llama.cpp has no rule that splits words like this tokenizer: {steps!r}",
+            f"{len(CANDIDATES)} rules were tried; every other name would give wrong ids",
+        )
+    return name
 
 
 def byte_letters() -> dict[int, str]:
@@ -100,17 +110,17 @@ def _check_model(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> Non
         )
 
 
-def _step(part: Mapping[str, Any]) -> str:
-    """The expression of one pre-tokenizer; empty where it splits nothing."""
+def _step(part: Mapping[str, Any]) -> str | None:
+    """The expression of one pre-tokenizer; empty where it splits nothing, None if not known."""
     kind = part.get("type")
     if kind == "ByteLevel" and not part.get("add_prefix_space", True):
         return GPT2 if part.get("use_regex", True) else ""
     if kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
         expression = str((part.get("pattern") or {}).get("Regex", ""))
-        return expression.replace(_ENGLISH_SPELLED, _ENGLISH)
+        return expression.replace(_ENGLISH_SPELLED, _ENGLISH) or None
     if kind == "Digits" and part.get("individual_digits"):
         return DIGIT
-    raise ModelInvalid(f"llama.cpp's BPE has no counterpart of the pre-tokenizer {dict(part)!r}")
+    return None
 
 
 def _normalizer_notes(normalizer: Any) -> list[str]:

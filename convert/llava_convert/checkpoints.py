@@ -1,52 +1,30 @@
-"""What a source folder is, told by its content, and the numbers of its model.
+"""The numbers of a model, read from its llava-hf configuration and checked.
 
-`open_checkpoint` gives one frozen `Checkpoint`: shapes, where every tensor lies, how pictures are
-prepared. A kind that cannot be converted is refused here with the reason.
+`read_checkpoint` gives one frozen `Checkpoint`: shapes, where every tensor lies, how pictures are
+prepared. A model that llama.cpp cannot compute is refused here with the reason.
 
-Not here: tensor names (`names.py`), tokenizers (`vocabulary.py`).
+Not here: which kind of source it was (`sources.py`), tensor names (`names.py`), tokenizers
+(`vocabulary.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llava_cli.errors import ModelInvalid, ModelNotFound
-from llava_cli.models.folders import chat_template, read_json
-from llava_cli.models.templates import format_of
+from llava_cli.errors import ModelInvalid
 from llava_cli.pixels import PixelConfig
-from llava_cli.prompts import FORMATS
+from llava_convert.families import FAMILIES, Family
 from llava_convert.settings import Settings
-from llava_convert.shards import SourceTensor, open_tensors
+from llava_convert.source import Source
+from llava_convert.tensors import Tensor
 
 Activation = Literal["quick_gelu", "gelu", "silu"]
 """What llama.cpp's CLIP graph has; its gelu is the tanh form."""
+TowerKind = Literal["clip", "siglip"]
 
-SUPPORTED = "LlavaForConditionalGeneration with a CLIP tower and a Llama or Mistral language model"
-REFUSED = {
-    "llava_next": "LLaVA-1.6 (LlavaNext) checkpoints cannot be converted yet",
-    "llava_onevision": "LLaVA-OneVision checkpoints cannot be converted yet",
-    "llava_llama": "checkpoints of the original LLaVA code cannot be converted yet",
-    "llava_mistral": "checkpoints of the original LLaVA code cannot be converted yet",
-    "llava_mpt": "checkpoints of the original LLaVA code cannot be converted yet",
-    "llava_qwen": "checkpoints of the original LLaVA code cannot be converted yet",
-}
-"""model_type -> why not."""
-
-# What the classes of transformers assume where config.json is silent.
-LLAMA_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-MISTRAL_DEFAULTS: dict[str, Any] = {
-    **LLAMA_DEFAULTS, "intermediate_size": 14336, "num_key_value_heads": 8,
-    "max_position_embeddings": 131072, "sliding_window": 4096,
-}  # fmt: skip
-TEXT_DEFAULTS = {"llama": LLAMA_DEFAULTS, "mistral": MISTRAL_DEFAULTS}
 CLIP_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "image_size": 224, "patch_size": 32, "num_channels": 3,
@@ -57,26 +35,46 @@ CLIP_L_336: dict[str, Any] = {
     "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
 }  # fmt: skip
 """LLaVA's tower, where config.json has no vision_config at all."""
+SIGLIP_DEFAULTS: dict[str, Any] = {
+    **CLIP_DEFAULTS, "patch_size": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh",
+}  # fmt: skip
+TOWERS: dict[str, tuple[TowerKind, dict[str, Any]]] = {
+    "clip_vision_model": ("clip", CLIP_DEFAULTS),
+    "siglip_vision_model": ("siglip", SIGLIP_DEFAULTS),
+}
+"""By transformers' model_type."""
+KNOWN_TOWERS = "CLIP and SigLIP towers"
 
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu", "gelu_fast": "gelu",
     "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
 """By transformers' names."""
+PINPOINTS_336 = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""LLaVA-1.6's, as (height, width), where config.json names none."""
+PINPOINTS_384 = tuple(
+    (384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)
+)
+"""OneVision's."""
 
 
 @dataclass(frozen=True)
 class TextShape:
     """The language model's numbers."""
 
+    family: Family
     hidden: int
     ffn: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
+    rotary: int
+    """Values of a head that the rope turns."""
     context: int
-    rms_eps: float
+    trained_context: int
+    """Before a rope scaling."""
+    eps: float
     rope_theta: float
     rope: Mapping[str, Any]
     """rope_parameters, of which rope_type decides the scaling."""
@@ -84,12 +82,14 @@ class TextShape:
     """lm_head is the embedding."""
     attention_bias: bool
     mlp_bias: bool
+    sliding_window: int | None = None
 
 
 @dataclass(frozen=True)
 class VisionShape:
     """The vision tower's numbers."""
 
+    kind: TowerKind
     hidden: int
     ffn: int
     layers: int
@@ -109,8 +109,8 @@ class VisionShape:
 
     @property
     def positions(self) -> int:
-        """Patches and the class position."""
-        return (self.image // self.patch) ** 2 + 1
+        """Patches, and the class position that CLIP has."""
+        return (self.image // self.patch) ** 2 + int(self.kind == "clip")
 
 
 @dataclass(frozen=True)
@@ -123,134 +123,147 @@ class ProjectorShape:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """How a picture is cut into tiles (LLaVA-1.6 and later)."""
+
+    pinpoints: tuple[tuple[int, int], ...]
+    """(height, width) in pixels that a picture may be resized to."""
+    vision_aspect_ratio: str = "anyres"
+    """OneVision's `anyres_max_N` bounds the number of tokens."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A source that can be converted."""
 
-    folder: Path
-    name: str
-    config: Mapping[str, Any]
+    source: Source
     text: TextShape
     vision: VisionShape
     projector: ProjectorShape
     pixels: PixelConfig
-    prompt_format: str | None
-    tensors: Mapping[str, SourceTensor]
+    tiles: Tiles | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the tokenizer's files lie."""
+        return self.source.folder
+
+    @property
+    def name(self) -> str:
+        """What the source is called."""
+        return self.source.name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """In llava-hf's form."""
+        return self.source.config
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """By llava-hf's names."""
+        return self.source.tensors
+
+    @property
+    def prompt_format(self) -> str | None:
+        """Name in `prompts.FORMATS`, where it is known."""
+        return self.source.prompt_format
 
 
-def open_checkpoint(source: Path) -> Checkpoint:
-    """Look at a folder: which kind it is, and the numbers of its model."""
-    folder = _model_folder(source)
-    config = read_json(folder / "config.json")
-    _refuse_other_kinds(config)
-    settings = Settings("config.json", config)
+def read_checkpoint(source: Source) -> Checkpoint:
+    """The numbers of a source's model."""
+    settings = Settings("config.json", source.config)
     vision = _vision(settings)
-    pixels = _pixels(folder)
+    tiles = _tiles(settings, vision)
+    pixels = _pixels(source.preprocessor, tiles)
     if pixels.size != vision.image:
         raise ModelInvalid(
             f"pictures are prepared at {pixels.size} px, but the tower reads {vision.image} px",
             "check preprocessor_config.json and vision_config in config.json",
         )
     return Checkpoint(
-        folder=folder,
-        name=source.resolve().name.lstrip(".") or "model",
-        config=config,
+        source=source,
         text=_text(settings),
         vision=vision,
         projector=_projector(settings),
         pixels=pixels,
-        prompt_format=_prompt_format(settings, folder),
-        tensors=open_tensors(folder),
+        tiles=tiles,
     )
-
-
-def _model_folder(source: Path) -> Path:
-    """The llava-hf folder: the source itself, or the `model` folder of a training run."""
-    if not source.exists():
-        raise ModelNotFound(
-            f"{source} does not exist", "give the folder of a model; `hf download` fetches one"
-        )
-    if source.is_file():
-        what = "already a GGUF file" if source.suffix == ".gguf" else "a file, not a model's folder"
-        raise ModelInvalid(f"{source} is {what}", "give the folder that holds config.json")
-    for folder in (source, source / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    if (source / "adapter_config.json").is_file():
-        raise ModelInvalid(
-            f"{source} is a LoRA adapter, which cannot be converted yet",
-            "merge it into its base model first (peft: merge_and_unload)",
-        )
-    raise ModelInvalid(
-        f"{source} is no model: it holds neither config.json nor model/config.json",
-        "give a llava-hf folder or a training run",
-    )
-
-
-def _refuse_other_kinds(config: Mapping[str, Any]) -> None:
-    kind = str(config.get("model_type", ""))
-    architectures = [str(a) for a in config.get("architectures") or []]
-    original = [a for a in architectures if a.startswith("Llava") and a.endswith("ForCausalLM")]
-    if kind in REFUSED or original:
-        reason = REFUSED.get(kind) or REFUSED["llava_llama"]
-        raise ModelInvalid(reason, f"what can be converted: {SUPPORTED}")
-    if kind != "llava" or architectures not in ([], ["LlavaForConditionalGeneration"]):
-        name = ", ".join(architectures) or kind or "unknown"
-        raise ModelInvalid(
-            f"a model of the architecture {name} cannot be converted",
-            f"what can be converted: {SUPPORTED}",
-        )
-    if config.get("quantization_config"):
-        raise ModelInvalid(
-            "the checkpoint is quantised already, which cannot be converted",
-            "convert the model that it was made from",
-        )
 
 
 def _text(config: Settings) -> TextShape:
-    kind = config.section("text_config").text("model_type", "llama")
-    if kind not in TEXT_DEFAULTS:
+    kind = config.section("text_config").text("model_type", _text_default(config))
+    if kind not in FAMILIES:
         raise ModelInvalid(
             f"a {kind} language model cannot be converted yet",
-            f"what can be converted: {SUPPORTED}",
+            f"what can be converted: {', '.join(FAMILIES)}",
         )
-    text = config.section("text_config", TEXT_DEFAULTS[kind])
-    if text.text("hidden_act") not in ("silu", "swish"):
-        raise ModelInvalid(f"llama.cpp has no {text.text('hidden_act')} in its Llama graph")
+    family = FAMILIES[kind]
+    text = config.section("text_config", family.defaults)
+    if text.text("hidden_act") not in family.activations:
+        raise ModelInvalid(
+            f"llama.cpp has no {text.text('hidden_act')} in its {family.architecture} graph"
+        )
+    if text.flag("qk_layernorm", False):
+        raise ModelInvalid("llama.cpp's phi2 graph has no norm of queries and keys")
     heads, hidden = text.whole("num_attention_heads"), text.whole("hidden_size")
-    context = text.whole("max_position_embeddings")
-    if kind == "mistral" and text.get("sliding_window") is not None:
-        # llama.cpp's graph attends to everything: equal only while nothing has slid out.
-        context = min(context, text.whole("sliding_window"))
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ModelInvalid("rope_parameters in config.json is not an object")
-    theta = rope.get("rope_theta") or text.get("rope_theta") or 10000.0
+    theta = rope.get("rope_theta") or text.get("rope_theta") or 1e4
+    head_dim = text.whole("head_dim", max(hidden // heads, 1))
+    part = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
+    context = text.whole("max_position_embeddings")
+    window = _window(text, kind)
+    trained = rope.get("original_max_position_embeddings") or text.get(
+        "original_max_position_embeddings", context
+    )
     return TextShape(
+        family=family,
         hidden=hidden,
         ffn=text.whole("intermediate_size"),
         layers=text.whole("num_hidden_layers"),
         heads=heads,
         kv_heads=text.whole("num_key_value_heads", heads),
-        head_dim=text.whole("head_dim", max(hidden // heads, 1)),
-        context=context,
-        rms_eps=text.number("rms_norm_eps"),
+        head_dim=head_dim,
+        rotary=int(head_dim * float(part)),
+        # llama.cpp's graphs attend to everything: equal only while nothing has slid out.
+        context=min(context, window or context),
+        trained_context=int(trained),
+        eps=text.number("layer_norm_eps" if kind == "phi" else "rms_norm_eps"),
         rope_theta=float(theta),
         rope=rope,
         tied=text.flag("tie_word_embeddings") or config.flag("tie_word_embeddings", False),
         attention_bias=text.flag("attention_bias"),
         mlp_bias=text.flag("mlp_bias"),
+        sliding_window=window,
     )
 
 
+def _text_default(config: Settings) -> str:
+    return "qwen2" if config.text("model_type", "llava") == "llava_onevision" else "llama"
+
+
+def _window(text: Settings, kind: str) -> int | None:
+    """How many positions back a layer looks, where it does not see all."""
+    if kind == "qwen2" and not text.flag("use_sliding_window"):
+        return None
+    if kind in ("mistral", "phi3", "qwen2") and text.get("sliding_window") is not None:
+        return text.whole("sliding_window")
+    return None
+
+
 def _vision(config: Settings) -> VisionShape:
-    vision = config.section("vision_config", CLIP_DEFAULTS)
+    onevision = config.text("model_type", "llava") == "llava_onevision"
+    default = "siglip_vision_model" if onevision else "clip_vision_model"
+    kind = config.section("vision_config").text("model_type", default)
+    if kind not in TOWERS:
+        raise ModelInvalid(
+            f"a {kind} vision tower cannot be converted yet", f"what can be: {KNOWN_TOWERS}"
+        )
+    tower, defaults = TOWERS[kind]
+    vision = config.section("vision_config", defaults)
     if not config.get("vision_config"):
         vision = Settings("vision_config", {}, {**CLIP_DEFAULTS, **CLIP_L_336})
-    kind = vision.text("model_type", "clip_vision_model")
-    if kind != "clip_vision_model":
-        raise ModelInvalid(
-            f"a {kind} vision tower cannot be converted yet", f"what can be converted: {SUPPORTED}"
-        )
     activation = vision.text("hidden_act")
     if activation not in ACTIVATIONS or vision.whole("num_channels") != 3:
         raise ModelInvalid(
@@ -258,17 +271,15 @@ def _vision(config: Settings) -> VisionShape:
             if activation not in ACTIVATIONS
             else f"a tower of {vision.whole('num_channels')} channels cannot be converted"
         )
-    strategy = config.text("vision_feature_select_strategy", "default")
-    if strategy != "default":
-        raise ModelInvalid(
-            f"vision_feature_select_strategy {strategy!r} cannot be converted",
-            "llama.cpp's LLaVA graph always drops the class position (`default`)",
-        )
+    _check_strategy(config.text("vision_feature_select_strategy",
+                                "full" if onevision else "default"), tower)  # fmt: skip
     layers = vision.whole("num_hidden_layers")
     image, patch = vision.whole("image_size"), vision.whole("patch_size")
-    if image % patch:
-        raise ModelInvalid(f"image_size {image} is not a multiple of patch_size {patch}")
+    if image < patch:
+        raise ModelInvalid(f"image_size {image} is smaller than patch_size {patch}")
+    choice = config.get("vision_feature_layer", -1 if onevision else -2)
     return VisionShape(
+        kind=tower,
         hidden=vision.whole("hidden_size"),
         ffn=vision.whole("intermediate_size"),
         layers=layers,
@@ -277,8 +288,17 @@ def _vision(config: Settings) -> VisionShape:
         patch=patch,
         eps=vision.number("layer_norm_eps"),
         hidden_act=activation,
-        feature_layer=_feature_layer(config.get("vision_feature_layer", -2), layers),
+        feature_layer=_feature_layer(choice, layers),
     )
+
+
+def _check_strategy(strategy: str, tower: TowerKind) -> None:
+    """`default` drops the first position, which is the class with CLIP and a patch with SigLIP."""
+    if strategy != ("default" if tower == "clip" else "full"):
+        raise ModelInvalid(
+            f"vision_feature_select_strategy {strategy!r} cannot be converted with a {tower} tower",
+            "llama.cpp's LLaVA graph drops the class position, and nothing else",
+        )
 
 
 def _feature_layer(choice: Any, layers: int) -> int:
@@ -313,30 +333,35 @@ def _projector(config: Settings) -> ProjectorShape:
     )
 
 
-def _pixels(folder: Path) -> PixelConfig:
-    """Preparation of pictures, looked up in transformers' order."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            continue
-        settings = read_json(folder / name)
-        if name == "preprocessor_config.json" or settings.get("image_processor"):
-            return PixelConfig.from_preprocessor(settings)
-    raise ModelInvalid(
-        f"{folder} holds no preprocessor_config.json, so the size and colours that the tower "
-        "expects are unknown",
-        "fetch it from where the model came from",
-    )
-
-
-def _prompt_format(config: Settings, folder: Path) -> str | None:
-    """As config.json names it, else the one that the chat template writes."""
-    name = config.get("llava_prompt_format")
-    if name is None:
-        template = chat_template(folder)
-        return format_of(template) if template else None
-    if name not in FORMATS:
+def _tiles(config: Settings, vision: VisionShape) -> Tiles | None:
+    """The grid of a model that cuts pictures into tiles."""
+    kind = config.text("model_type", "llava")
+    if kind not in ("llava_next", "llava_onevision"):
+        return None
+    usual = PINPOINTS_336 if kind == "llava_next" else PINPOINTS_384
+    pairs = config.get("image_grid_pinpoints") or usual
+    try:
+        pinpoints = tuple((int(height), int(width)) for height, width in pairs)
+    except (TypeError, ValueError) as error:
+        raise ModelInvalid("image_grid_pinpoints in config.json is not a list of pairs") from error
+    if any(side < 1 or side % vision.image for pair in pinpoints for side in pair):
         raise ModelInvalid(
-            f"llava_prompt_format {name!r} in config.json is not known",
-            f"known: {', '.join(sorted(FORMATS))}",
+            f"image_grid_pinpoints are not multiples of the tower's {vision.image} px",
+            "check config.json",
         )
-    return str(name)
+    ratio = config.text("vision_aspect_ratio", "anyres_max_9" if "one" in kind else "anyres")
+    return Tiles(pinpoints, ratio)
+
+
+def _pixels(settings: Mapping[str, Any], tiles: Tiles | None) -> PixelConfig:
+    """Preparation of pictures, or of one tile."""
+    if tiles is None:
+        return PixelConfig.from_preprocessor(settings)
+    inner = dict(settings.get("image_processor") or settings)
+    inner.pop("image_grid_pinpoints", None)
+    inner.update(do_pad=False, do_center_crop=True)
+    size = inner.get("size") or {}
+    edge = size.get("shortest_edge") or size.get("height") if isinstance(size, Mapping) else size
+    inner.update(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
+    # every square that the tower sees has its size already: one view of the whole, and tiles
+    return replace(PixelConfig.from_preprocessor(inner), aspect="stretch")

@@ -1,4 +1,4 @@
-"""From a checkpoint to GGUF files, in one pass over its tensors.
+"""From a source to GGUF files, in one pass over its tensors.
 
 `convert` opens the source, plans every tensor of every file, and only then writes: each source
 tensor is read once, a few rows at a time, and goes to all files that want it. The files get their
@@ -8,147 +8,127 @@ names after all of them are whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from llava_cli.errors import UsageError
-from llava_convert.checkpoints import Checkpoint, open_checkpoint
+from llava_convert.chat_templates import fitting_template
+from llava_convert.checkpoints import Checkpoint, read_checkpoint
 from llava_convert.gguf_file import PlannedTensor, Sink, prepare_folder
+from llava_convert.imatrix import Imatrix, read_imatrix
+from llava_convert.mixtures import MMPROJ_OUTTYPES, OutType, mixed_kind, outtype, tensor_kind
 from llava_convert.mmproj import mmproj_header, plan_mmproj
 from llava_convert.names import Names, assign
-from llava_convert.quantize import OutType, outtype
-from llava_convert.text import plan_text, text_header
+from llava_convert.pipeline import Plan, Progress, default_threads, memory_needed, stream
+from llava_convert.result import ConvertedFile, ConvertResult
+from llava_convert.source import Extras, Source
+from llava_convert.sources import open_source
+from llava_convert.text import plan_text, text_header, traits
 from llava_convert.vocabulary import Vocabulary, read_vocabulary
-
-Role = Literal["text", "mmproj"]
-Progress = Callable[[int, int], None]
-"""Called with the bytes written so far and in all."""
-
-
-@dataclass(frozen=True)
-class ConvertedFile:
-    """One file that was written, or with `dry_run` would be."""
-
-    path: Path
-    role: Role
-    type: str
-    bytes: int
-    sha256: str | None
-    """None with `dry_run`."""
-
-
-@dataclass(frozen=True)
-class ConvertResult:
-    """What came of a conversion."""
-
-    files: tuple[ConvertedFile, ...]
-    mapped: int
-    """How many of the source's tensors are in the files."""
-    ignored: dict[str, str]
-    """Source tensors that are not, each with the reason."""
-    notes: tuple[str, ...] = ()
-    """What a person should know about the result."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The files of one role, and their tensors."""
-
-    role: Role
-    tensors: tuple[PlannedTensor, ...]
-    sinks: tuple[Sink, ...]
 
 
 def convert(
-    source: Path,
+    source: Path | Source,
     out: Path,
     *,
     outtypes: Sequence[str] = ("f16",),
     mmproj_outtype: str = "f16",
     name: str | None = None,
+    extras: Extras | None = None,
+    imatrix: Path | None = None,
+    threads: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
-    """Write NAME-TYPE.gguf for each outtype and mmproj-NAME-TYPE.gguf into the folder `out`."""
+    """Write NAME-TYPE.gguf for each outtype and mmproj-NAME-TYPE.gguf into the folder `out`.
+
+    `source` is a folder or one that was opened already; `extras` is for folders.
+    """
     wanted = [outtype(kind) for kind in dict.fromkeys(kind.lower() for kind in outtypes)]
     if not wanted:
         raise UsageError("no output type is given")
-    mmproj = outtype(mmproj_outtype)
+    mmproj = outtype(mmproj_outtype, MMPROJ_OUTTYPES)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", "give a folder for the converted model")
-    checkpoint = open_checkpoint(Path(source))
-    label = _label(name, checkpoint)
+    importance = read_imatrix(imatrix) if imatrix is not None else None
+    opened = source if isinstance(source, Source) else open_source(Path(source), extras)
+    checkpoint = read_checkpoint(opened)
+    label = output_label(name, checkpoint)
     names = assign(checkpoint)
     rows = names.text["token_embd.weight"].shape[0]
-    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, rows)
-    plans = _plan(checkpoint, names, vocabulary, wanted, mmproj, out, label)
+    template = fitting_template(checkpoint.folder, checkpoint.prompt_format)
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, rows, template)
+    text = _plan_text(checkpoint, names, vocabulary, wanted, out, label, importance)
+    plans = (text, _plan_mmproj(checkpoint, names, mmproj, out, label))
+    threads = threads or default_threads()
     if not dry_run:
-        _write(plans, out, progress)
-    files = [
-        ConvertedFile(sink.path, plan.role, sink.label, sink.bytes, sink.sha256 or None)
-        for plan in plans
-        for sink in plan.sinks
-    ]
-    return ConvertResult(tuple(files), names.mapped, dict(names.ignored), vocabulary.notes)
+        _write(plans, out, threads, progress)
+    return ConvertResult(
+        files=tuple(_converted(plan, sink) for plan in plans for sink in plan.sinks),
+        mapped=names.mapped,
+        ignored=dict(names.ignored),
+        notes=(*checkpoint.source.notes, *vocabulary.notes),
+        kind=checkpoint.source.kind,
+        prompt_format=checkpoint.prompt_format,
+        memory_bytes=memory_needed(plans, threads),
+    )
 
 
-def _plan(
+def _converted(plan: Plan, sink: Sink) -> ConvertedFile:
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    table = {name: (kind.name, shapes[name]) for name, kind in sink.kinds.items()}
+    return ConvertedFile(sink.path, plan.role, sink.label, sink.bytes, sink.sha256 or None, table)
+
+
+def _plan_text(
     checkpoint: Checkpoint,
     names: Names,
     vocabulary: Vocabulary,
     wanted: Sequence[OutType],
-    mmproj: OutType,
     out: Path,
     label: str,
-) -> tuple[_Plan, _Plan]:
-    text = plan_text(checkpoint, names.text)
-    parameters = sum(math.prod(tensor.shape) for tensor in text)
-    text_sinks = tuple(
-        Sink(
-            out / f"{label}-{kind.label}.gguf",
-            text_header(checkpoint, vocabulary, kind, label, parameters),
-            text,
-            kind,
-        )
-        for kind in wanted
-    )
-    vision = plan_mmproj(checkpoint, names.mmproj)
-    vision_sink = Sink(
-        out / f"mmproj-{label}-{mmproj.label}.gguf",
-        mmproj_header(checkpoint, mmproj, label),
-        vision,
-        mmproj,
-    )
-    return _Plan("text", text, text_sinks), _Plan("mmproj", vision, (vision_sink,))
+    importance: Imatrix | None,
+) -> Plan:
+    tensors = plan_text(checkpoint, names.text)
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors)
+    model = traits(checkpoint.text, names.text, importance is not None)
+    sinks = []
+    for kind in wanted:
+        header = text_header(checkpoint, vocabulary, kind, label, parameters)
+        if importance is not None:
+            importance.describe(header)
+        kinds = {t.name: mixed_kind(kind, t.name, t.shape, model) for t in tensors}
+        path = out / f"{label}-{kind.label}.gguf"
+        sinks.append(Sink(path, header, tensors, kinds, kind.label))
+    return Plan("text", tensors, tuple(sinks), importance)
 
 
-def _write(plans: Sequence[_Plan], out: Path, progress: Progress | None) -> None:
+def _plan_mmproj(
+    checkpoint: Checkpoint, names: Names, kind: OutType, out: Path, label: str
+) -> Plan:
+    tensors: tuple[PlannedTensor, ...] = plan_mmproj(checkpoint, names.mmproj)
+    kinds = {t.name: tensor_kind(kind, t.shape, full=t.full) for t in tensors}
+    path = out / f"mmproj-{label}-{kind.label}.gguf"
+    header = mmproj_header(checkpoint, kind, label)
+    return Plan("mmproj", tensors, (Sink(path, header, tensors, kinds, kind.label),))
+
+
+def _write(plans: Sequence[Plan], out: Path, threads: int, progress: Progress | None) -> None:
     """All files, tensor by tensor; none has its name before the last byte of all is on the disk."""
     sinks = [sink for plan in plans for sink in plan.sinks]
-    total = sum(sink.bytes for sink in sinks)
-    prepare_folder(out, total)
+    prepare_folder(out, sum(sink.bytes for sink in sinks))
     with ExitStack() as stack:
         for sink in sinks:
             stack.enter_context(sink)
-        for plan in plans:
-            for tensor in plan.tensors:
-                for values in tensor.chunks():
-                    for sink in plan.sinks:
-                        sink.append(tensor, values)
-                for sink in plan.sinks:
-                    sink.end_tensor(tensor)
-                if progress is not None:
-                    progress(sum(sink.written for sink in sinks), total)
+        stream(plans, threads, progress)
         for sink in sinks:
             sink.flush()
         for sink in sinks:
             sink.commit()
 
 
-def _label(name: str | None, checkpoint: Checkpoint) -> str:
+def output_label(name: str | None, checkpoint: Checkpoint) -> str:
     """What stands in the file names."""
     if name is None:
         return checkpoint.name

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from types import TracebackType
 from typing import BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
 from llava_cli.errors import LlavaError
-from llava_convert.quantize import Kind, OutType, encode, kind_bytes, tensor_kind
-from llava_convert.shards import Array
+from llava_convert.ggml import Kind, kind_bytes
+from llava_convert.tensors import Tensor
 
 SUFFIX = ".partial"
 PADDED_TO = 32
@@ -40,28 +41,33 @@ class PlannedTensor:
     """One tensor of an output file, whatever its type will be."""
 
     name: str
-    shape: tuple[int, ...]
-    """In torch's order."""
-    source: str
-    """For messages."""
-    chunks: Callable[[], Iterator[Array]]
-    """Its values in order, in groups of whole rows."""
+    values: Tensor
+    """In the order of dimensions that torch has; its name is for messages."""
     full: bool = False
     """Always float32."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In torch's order."""
+        return self.values.shape
 
 
 class Sink:
     """One GGUF file in the making."""
 
     def __init__(
-        self, path: Path, writer: GGUFWriter, tensors: Sequence[PlannedTensor], wanted: OutType
+        self,
+        path: Path,
+        writer: GGUFWriter,
+        tensors: Sequence[PlannedTensor],
+        kinds: Mapping[str, Kind],
+        label: str,
     ) -> None:
         self.path = path
-        self.label = wanted.label
-        self.kinds: dict[str, Kind] = {}
+        self.label = label
+        self.kinds = dict(kinds)
         for tensor in tensors:
-            kind = tensor_kind(wanted, tensor.shape, full=tensor.full)
-            self.kinds[tensor.name] = kind
+            kind = self.kinds[tensor.name]
             size = kind_bytes(kind, tensor.shape)
             writer.add_tensor_info(tensor.name, tensor.shape, _FLOAT, size, raw_dtype=kind)
         self._header = _header(writer)
@@ -75,15 +81,14 @@ class Sink:
 
     def __enter__(self) -> Sink:
         _remove_leftovers(self.path)
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file = self._aside.open("wb")
         self._write(self._header)
         return self
 
-    def append(self, tensor: PlannedTensor, values: Array) -> None:
-        """The next rows of a tensor."""
-        kind = self.kinds[tensor.name]
-        self._write(encode(values, kind, tensor.source).tobytes())
+    def append(self, data: npt.NDArray[np.uint8]) -> None:
+        """The next bytes of a tensor."""
+        self._write(data.data)
 
     def end_tensor(self, tensor: PlannedTensor) -> None:
         """After its last rows."""
@@ -96,7 +101,7 @@ class Sink:
             raise RuntimeError("the file is not open")
         if self.written != self.bytes:
             raise RuntimeError(f"{self.path.name}: {self.written} bytes, not {self.bytes}")
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -104,9 +109,9 @@ class Sink:
 
     def commit(self) -> None:
         """Give the file its name, in place of what had it before."""
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             os.replace(self._aside, self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def __exit__(
         self,
@@ -118,10 +123,10 @@ class Sink:
             _close_quietly(self._file)
         self._aside.unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         if self._file is None:
             raise RuntimeError("the file is not open")
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file.write(data)
         self._hash.update(data)
         self.written += len(data)
@@ -129,7 +134,7 @@ class Sink:
 
 def prepare_folder(folder: Path, needed: int) -> None:
     """Make the output folder, and refuse at once where the files cannot fit."""
-    with _disk_errors(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if needed > free:
@@ -161,11 +166,12 @@ def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)" + re.escape(SUFFIX))
     for other in path.parent.glob(f".*{SUFFIX}"):
         match = pattern.fullmatch(other.name)
-        if match and not _alive(int(match.group(1))):
+        if match and not is_alive(int(match.group(1))):
             other.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process that writes is still there; this one itself does not count."""
     if pid == os.getpid():
         return False
     if os.name == "nt":  # where signal 0 is Ctrl-C
@@ -179,7 +185,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The new name itself onto the disk, where the system can do that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -199,7 +205,7 @@ def _close_quietly(file: BinaryIO) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """What the operating system refuses, as one line with the file's name."""
     try:
         yield

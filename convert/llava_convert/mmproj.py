@@ -1,4 +1,4 @@
-"""The mmproj GGUF of a CLIP tower and LLaVA's projector: its metadata and tensors.
+"""The mmproj GGUF of a CLIP or SigLIP tower and LLaVA's projector: its metadata and tensors.
 
 Only the layers that `vision_feature_layer` reads are written, and `clip.vision.feature_layer`
 always is: without it llama.cpp runs one layer less than the file holds. The norm behind the tower
@@ -7,16 +7,17 @@ is never written, because llama.cpp would apply it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 
-from llava_convert.checkpoints import Checkpoint, VisionShape
+from llava_cli.errors import ModelInvalid
+from llava_convert.checkpoints import Checkpoint, Tiles, VisionShape
 from llava_convert.gguf_file import PlannedTensor
-from llava_convert.quantize import OutType
-from llava_convert.shards import Array, SourceTensor
-from llava_convert.text import QUANTIZATION_VERSION
+from llava_convert.mixtures import OutType
+from llava_convert.tensors import Array, Tensor, constant, each, whole
+from llava_convert.text import QUANTIZATION_VERSION, add_facts
 
 FULL = ("v.patch_embd.weight", "v.position_embd.weight")
 """Always float32."""
@@ -30,12 +31,16 @@ before it, taken back behind it, makes its error as many times smaller. A power 
 costs no precision itself."""
 
 
-def plan_mmproj(
-    checkpoint: Checkpoint, tensors: Mapping[str, SourceTensor]
-) -> tuple[PlannedTensor, ...]:
+def plan_mmproj(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[PlannedTensor, ...]:
     """The tensors of the mmproj: tower by layers, then the projector."""
     vision, text = checkpoint.vision, checkpoint.text
-    tower = sorted((n for n in tensors if n.startswith("v.")), key=_order)
+    if checkpoint.tiles is not None and checkpoint.tiles.vision_aspect_ratio != "anyres":
+        raise ModelInvalid(
+            f"tiles of the kind {checkpoint.tiles.vision_aspect_ratio} cannot be run by llama.cpp: "
+            "features of large pictures are shrunk before they are packed",
+            "LLaVA-1.6's `anyres` can be converted; --to hf keeps this model for transformers",
+        )
+    tower = sorted((n for n in tensors if n.startswith("v.")), key=_order)  # the newline too
     plan = [_tower_tensor(name, tensors[name], vision) for name in tower]
     for name, outputs in (("mm.0", text.hidden), ("mm.2", text.hidden)):
         weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
@@ -53,6 +58,7 @@ def mmproj_header(checkpoint: Checkpoint, wanted: OutType, name: str) -> GGUFWri
     writer = GGUFWriter(None, "clip")
     writer.add_type("mmproj")
     writer.add_name(name)
+    add_facts(writer, checkpoint.source.facts)
     writer.add_file_type(wanted.file_type)
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_bool("clip.has_vision_encoder", True)
@@ -67,7 +73,11 @@ def mmproj_header(checkpoint: Checkpoint, wanted: OutType, name: str) -> GGUFWri
     writer.add_array("clip.vision.feature_layer", [vision.feature_layer])
     writer.add_bool("clip.use_gelu" if vision.activation == "gelu" else "clip.use_silu", True)
     writer.add_string("llava.vision_hidden_act", vision.hidden_act)
+    if checkpoint.tiles is not None:
+        _add_tiles(writer, checkpoint.tiles)
     for key, value in checkpoint.pixels.to_metadata().items():
+        if key == "llava.image_aspect" and checkpoint.tiles is not None:
+            value = "anyres"
         if isinstance(value, str):
             writer.add_string(key, value)
         elif isinstance(value, int):
@@ -79,7 +89,22 @@ def mmproj_header(checkpoint: Checkpoint, wanted: OutType, name: str) -> GGUFWri
     return writer
 
 
-def _tower_tensor(name: str, tensor: SourceTensor, vision: VisionShape) -> PlannedTensor:
+def _add_tiles(writer: GGUFWriter, tiles: Tiles) -> None:
+    """The grid: as transformers means it under our key, as llama.cpp reads it under its own."""
+    flat = [side for pair in tiles.pinpoints for side in pair]
+    turned = [side for height, width in tiles.pinpoints for side in (width, height)]
+    u32 = GGUFValueType.UINT32
+    writer.add_key_value("llava.image_grid_pinpoints", flat, GGUFValueType.ARRAY, sub_type=u32)
+    writer.add_key_value(
+        "clip.vision.image_grid_pinpoints",
+        turned,
+        GGUFValueType.ARRAY,
+        sub_type=GGUFValueType.INT32,
+    )
+    writer.add_string("llava.vision_aspect_ratio", tiles.vision_aspect_ratio)
+
+
+def _tower_tensor(name: str, tensor: Tensor, vision: VisionShape) -> PlannedTensor:
     """One tensor of the tower, its FFN in the form that llama.cpp computes exactly."""
     gain = 1.0
     if vision.activation == "quick_gelu":
@@ -93,46 +118,40 @@ def _tower_tensor(name: str, tensor: SourceTensor, vision: VisionShape) -> Plann
     if gain == 1.0:
         return _plain(name, tensor)
     factor = np.float32(gain)
-    return PlannedTensor(
-        name, tensor.shape, tensor.name, lambda: (rows * factor for rows in tensor.chunks())
-    )
+    return _plain(name, each(tensor, lambda rows: rows * factor))
 
 
-def _plain(name: str, tensor: SourceTensor) -> PlannedTensor:
-    return PlannedTensor(name, tensor.shape, tensor.name, tensor.chunks, full=name in FULL)
+def _plain(name: str, tensor: Tensor) -> PlannedTensor:
+    return PlannedTensor(name, tensor, full=name in FULL)
 
 
 def _zeros(name: str, size: int) -> PlannedTensor:
     """A bias that the checkpoint does not have and llama.cpp cannot do without."""
-    return PlannedTensor(name, (size,), name, lambda: iter((np.zeros(size, np.float32),)))
+    return PlannedTensor(name, constant(name, np.zeros(size, np.float32)))
 
 
-def _linear(name: str, weight: SourceTensor, bias: SourceTensor | None) -> list[PlannedTensor]:
+def _linear(name: str, weight: Tensor, bias: Tensor | None) -> list[PlannedTensor]:
     """A projector without activation in a graph that always has one.
 
     mm.0 = [W; -W] and mm.2 = [V, -V], so that V (gelu(Wx + b) - gelu(-Wx - b)) = V (Wx + b).
     """
     rows, columns = weight.shape
 
-    def doubled() -> Iterator[Array]:
-        values = weight.array()
-        if name == "mm.0":
-            yield np.concatenate([values * LINEAR_GAIN, values * -LINEAR_GAIN])
-        else:
-            yield np.concatenate([values / LINEAR_GAIN, values / -LINEAR_GAIN], axis=1)
+    def both(values: Array) -> Array:
+        return np.concatenate([values * LINEAR_GAIN, values * -LINEAR_GAIN])
 
-    def shift() -> Iterator[Array]:
-        values = bias.array() if bias else np.zeros(rows, np.float32)
-        yield np.concatenate([values * LINEAR_GAIN, values * -LINEAR_GAIN])
+    def beside(values: Array) -> Array:
+        return np.concatenate([values / LINEAR_GAIN, values / -LINEAR_GAIN], axis=1)
 
+    shift = bias or constant(f"{name}.bias", np.zeros(rows, np.float32))
     if name == "mm.0":
         return [
-            PlannedTensor("mm.0.weight", (2 * rows, columns), weight.name, doubled),
-            PlannedTensor("mm.0.bias", (2 * rows,), weight.name, shift),
+            _plain("mm.0.weight", whole(weight, both, (2 * rows, columns))),
+            _plain("mm.0.bias", whole(shift, both, (2 * rows,))),
         ]
     return [
-        PlannedTensor("mm.2.weight", (rows, 2 * columns), weight.name, doubled),
-        _plain("mm.2.bias", bias) if bias else _zeros("mm.2.bias", rows),
+        _plain("mm.2.weight", whole(weight, beside, (rows, 2 * columns))),
+        _plain("mm.2.bias", shift),
     ]
 
 

@@ -1,8 +1,8 @@
-"""Tensor names: from every naming of a llava-hf checkpoint to GGUF. The maps are data.
+"""Tensor names: from llava-hf's to GGUF's. The maps are data (here and in `families.py`).
 
 `assign` gives each source tensor its target, or the reason why it is left out; a tensor that no
 map knows, a target that stays empty and a shape that contradicts config.json are errors that name
-the tensor. Not here: values (`text.py`, `mmproj.py`).
+the tensor. Not here: values (`text.py`, `mmproj.py`), other namings (`canonical.py`).
 """
 
 from __future__ import annotations
@@ -10,71 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from llava_cli.errors import ModelInvalid
+from llava_convert.canonical import NEWLINE, PROJECTOR, TEXT, VISION
 from llava_convert.checkpoints import Checkpoint
-from llava_convert.shards import SourceTensor
+from llava_convert.families import Rule
+from llava_convert.tensors import Tensor
 
-Part = Literal["text", "head", "vision", "projector"]
-
-PREFIXES: tuple[tuple[str, Part], ...] = (
-    # as transformers 5 writes them / in older files / in memory
-    ("language_model.model.", "text"),
-    ("model.language_model.", "text"),
-    ("language_model.", "head"),
-    ("", "head"),
-    ("vision_tower.", "vision"),
-    ("vision_tower.vision_model.", "vision"),
-    ("model.vision_tower.", "vision"),
-    ("model.vision_tower.vision_model.", "vision"),
-    ("multi_modal_projector.", "projector"),
-    ("model.multi_modal_projector.", "projector"),
-)
-"""What may stand before a name, and which part of the model follows."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One kind of tensor."""
-
-    source: str
-    """Name behind the prefix; {n} is the layer."""
-    target: str
-    shape: str
-    """Dimensions in torch's order, by their names in `_sizes`."""
-
-
-TEXT_RULES = (
-    Rule("embed_tokens.weight", "token_embd.weight", "vocab hidden"),
-    Rule("norm.weight", "output_norm.weight", "hidden"),
-    Rule("layers.{n}.input_layernorm.weight", "blk.{n}.attn_norm.weight", "hidden"),
-    Rule("layers.{n}.self_attn.q_proj.weight", "blk.{n}.attn_q.weight", "q hidden"),
-    Rule("layers.{n}.self_attn.k_proj.weight", "blk.{n}.attn_k.weight", "kv hidden"),
-    Rule("layers.{n}.self_attn.v_proj.weight", "blk.{n}.attn_v.weight", "kv hidden"),
-    Rule("layers.{n}.self_attn.o_proj.weight", "blk.{n}.attn_output.weight", "hidden q"),
-    Rule("layers.{n}.post_attention_layernorm.weight", "blk.{n}.ffn_norm.weight", "hidden"),
-    Rule("layers.{n}.mlp.gate_proj.weight", "blk.{n}.ffn_gate.weight", "ffn hidden"),
-    Rule("layers.{n}.mlp.up_proj.weight", "blk.{n}.ffn_up.weight", "ffn hidden"),
-    Rule("layers.{n}.mlp.down_proj.weight", "blk.{n}.ffn_down.weight", "hidden ffn"),
-)
-ATTENTION_BIAS_RULES = (
-    Rule("layers.{n}.self_attn.q_proj.bias", "blk.{n}.attn_q.bias", "q"),
-    Rule("layers.{n}.self_attn.k_proj.bias", "blk.{n}.attn_k.bias", "kv"),
-    Rule("layers.{n}.self_attn.v_proj.bias", "blk.{n}.attn_v.bias", "kv"),
-    Rule("layers.{n}.self_attn.o_proj.bias", "blk.{n}.attn_output.bias", "hidden"),
-)
-MLP_BIAS_RULES = (
-    Rule("layers.{n}.mlp.gate_proj.bias", "blk.{n}.ffn_gate.bias", "ffn"),
-    Rule("layers.{n}.mlp.up_proj.bias", "blk.{n}.ffn_up.bias", "ffn"),
-    Rule("layers.{n}.mlp.down_proj.bias", "blk.{n}.ffn_down.bias", "hidden"),
-)
-HEAD_RULES = (Rule("lm_head.weight", "output.weight", "vocab hidden"),)
 VISION_RULES = (
-    Rule("embeddings.class_embedding", "v.class_embd", "hidden"),
+    Rule("embeddings.class_embedding", "v.class_embd", "hidden", "clip"),
     Rule("embeddings.patch_embedding.weight", "v.patch_embd.weight", "hidden rgb patch patch"),
+    Rule("embeddings.patch_embedding.bias", "v.patch_embd.bias", "hidden", "siglip"),
     Rule("embeddings.position_embedding.weight", "v.position_embd.weight", "positions hidden"),
-    *(Rule(f"pre_layrnorm.{kind}", f"v.pre_ln.{kind}", "hidden") for kind in ("weight", "bias")),
+    *(
+        Rule(f"pre_layrnorm.{kind}", f"v.pre_ln.{kind}", "hidden", "clip")
+        for kind in ("weight", "bias")
+    ),
     *(
         Rule(f"encoder.layers.{{n}}.{source}.{kind}", f"v.blk.{{n}}.{target}.{kind}", shape)
         for source, target, weight, bias in (
@@ -90,21 +41,30 @@ VISION_RULES = (
         for kind, shape in (("weight", weight), ("bias", bias))
     ),
 )
+"""Names behind `vision_tower.vision_model.`."""
 PROJECTOR_RULES = (
-    Rule("linear_1.weight", "mm.0.weight", "text vision"),
-    Rule("linear_2.weight", "mm.2.weight", "text text"),
-)
-PROJECTOR_BIAS_RULES = (
-    Rule("linear_1.bias", "mm.0.bias", "text"),
-    Rule("linear_2.bias", "mm.2.bias", "text"),
+    Rule(PROJECTOR + "linear_1.weight", "mm.0.weight", "text vision"),
+    Rule(PROJECTOR + "linear_2.weight", "mm.2.weight", "text text"),
+    Rule(PROJECTOR + "linear_1.bias", "mm.0.bias", "text", "projector_bias"),
+    Rule(PROJECTOR + "linear_2.bias", "mm.2.bias", "text", "projector_bias"),
+    Rule(NEWLINE, "v.image_newline", "text", "tiles"),
 )
 
-IGNORED: tuple[tuple[Part, str, str], ...] = (
-    ("text", r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from config.json"),
-    ("vision", r"embeddings\.position_ids", "a constant: 0, 1, 2, ..."),
-    ("vision", r"post_layernorm\.(weight|bias)", "LLaVA reads the features before this norm"),
+IGNORED: tuple[tuple[str, str], ...] = (
+    (
+        re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+        "computed from config.json",
+    ),
+    (re.escape(VISION) + r"embeddings\.position_ids", "a constant: 0, 1, 2, ..."),
+    (
+        re.escape(VISION) + r"post_layernorm\.(weight|bias)",
+        "LLaVA reads the features before this norm",
+    ),
+    (re.escape(VISION) + r"head\..+", "SigLIP's pooling, which LLaVA does not use"),
 )
-"""Part, pattern behind the prefix, reason."""
+"""Pattern, reason."""
+MAY_LACK = ("output.bias",)
+"""transformers' LLaVA classes give Phi's head no bias; llama.cpp wants one, of zeros."""
 BEHIND_FEATURES = "behind vision_feature_layer: never run"
 
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
@@ -114,9 +74,9 @@ _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 class Names:
     """Where every tensor of a source goes."""
 
-    text: Mapping[str, SourceTensor]
+    text: Mapping[str, Tensor]
     """Text GGUF's names."""
-    mmproj: Mapping[str, SourceTensor]
+    mmproj: Mapping[str, Tensor]
     ignored: Mapping[str, str]
     """Source name -> why it is left out."""
 
@@ -141,20 +101,17 @@ class _Expected:
 def assign(checkpoint: Checkpoint) -> Names:
     """Give each source tensor its target, and check that every target is filled, in its shape."""
     parts = _expected(checkpoint)
-    found: dict[Part, dict[str, SourceTensor]] = {part: {} for part in parts}
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
     ignored: dict[str, str] = {}
     unknown: list[str] = []
     for name, tensor in checkpoint.tensors.items():
         place = _place(name, parts)
         if place is None:
-            unknown.append(name)
+            unknown.append(tensor.name)
         elif isinstance(place, str):
-            ignored[name] = place
+            ignored[tensor.name] = place
         else:
             part, target = place
-            if target in found[part]:
-                other = found[part][target].name
-                raise ModelInvalid(f"{other} and {name} are the same tensor under two names")
             found[part][target] = tensor
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
@@ -162,43 +119,53 @@ def assign(checkpoint: Checkpoint) -> Names:
             f"tensor {unknown[0]}{more} has no place in the converted model",
             "nothing is left out silently: the checkpoint has parts that LLaVA does not have",
         )
-    _tie(checkpoint, found, parts)
+    _tie(checkpoint, found["text"], parts["text"])
     for part, expected in parts.items():
         _check(found[part], expected)
-    return Names({**found["text"], **found["head"]}, {**found["vision"], **found["projector"]},
-                 ignored)  # fmt: skip
+    return Names(found["text"], {**found["vision"], **found["projector"]}, ignored)
 
 
-def _expected(checkpoint: Checkpoint) -> dict[Part, _Expected]:
+def _expected(checkpoint: Checkpoint) -> dict[str, _Expected]:
     """The tensors that a model of these numbers has."""
     text, vision = checkpoint.text, checkpoint.vision
-    rows = _embedding_rows(checkpoint.tensors)
+    q, kv = text.heads * text.head_dim, text.kv_heads * text.head_dim
     text_sizes = {
-        "hidden": text.hidden, "ffn": text.ffn, "q": text.heads * text.head_dim,
-        "kv": text.kv_heads * text.head_dim, "vocab": rows,
+        "hidden": text.hidden, "ffn": text.ffn, "ffn2": 2 * text.ffn, "q": q, "kv": kv,
+        "qkv": q + 2 * kv, "vocab": _embedding_rows(checkpoint.tensors),
     }  # fmt: skip
     vision_sizes = {
         "hidden": vision.hidden, "ffn": vision.ffn, "rgb": 3, "patch": vision.patch,
         "positions": vision.positions,
     }  # fmt: skip
     mm_sizes = {"text": text.hidden, "vision": vision.hidden}
-    text_rules = [
-        *TEXT_RULES,
-        *(ATTENTION_BIAS_RULES if text.attention_bias else ()),
-        *(MLP_BIAS_RULES if text.mlp_bias else ()),
+    flags = {
+        name
+        for name, holds in (
+            ("attention_bias", text.attention_bias),
+            ("mlp_bias", text.mlp_bias),
+            ("projector_bias", checkpoint.projector.bias),
+            ("tiles", checkpoint.tiles is not None),
+            (vision.kind, True),
+        )
+        if holds
+    }
+    tower = [
+        Rule(VISION + rule.source, rule.target, rule.shape, rule.when) for rule in VISION_RULES
     ]
-    mm_rules = [*PROJECTOR_RULES, *(PROJECTOR_BIAS_RULES if checkpoint.projector.bias else ())]
     return {
-        "text": _expand(text_rules, text_sizes, text.layers, text.layers),
-        "head": _expand(HEAD_RULES, text_sizes, 0, 0),
-        "vision": _expand(VISION_RULES, vision_sizes, vision.layers, vision.feature_layer),
-        "projector": _expand(mm_rules, mm_sizes, 0, 0),
+        "text": _expand(text.family.rules, text_sizes, flags, text.layers, text.layers),
+        "vision": _expand(tower, vision_sizes, flags, vision.layers, vision.feature_layer),
+        "projector": _expand(PROJECTOR_RULES, mm_sizes, flags, 0, 0),
     }
 
 
-def _expand(rules: Iterable[Rule], sizes: Mapping[str, int], layers: int, kept: int) -> _Expected:
+def _expand(
+    rules: Iterable[Rule], sizes: Mapping[str, int], flags: set[str], layers: int, kept: int
+) -> _Expected:
     expected = _Expected(layers=layers, kept=kept)
     for rule in rules:
+        if rule.when and rule.when not in flags:
+            continue
         expected.rules[rule.source] = rule
         shape = tuple(sizes[dimension] for dimension in rule.shape.split())
         for n in range(kept) if "{n}" in rule.source else (0,):
@@ -208,7 +175,7 @@ def _expand(rules: Iterable[Rule], sizes: Mapping[str, int], layers: int, kept: 
     return expected
 
 
-def _embedding_rows(tensors: Mapping[str, SourceTensor]) -> int:
+def _embedding_rows(tensors: Mapping[str, Tensor]) -> int:
     """Rows of the embedding: a vocabulary is padded to it, whatever config.json says."""
     for ending in ("embed_tokens.weight", "lm_head.weight"):
         for name, tensor in tensors.items():
@@ -217,46 +184,40 @@ def _embedding_rows(tensors: Mapping[str, SourceTensor]) -> int:
     raise ModelInvalid("the checkpoint has no embed_tokens.weight", "it is not complete")
 
 
-def _place(name: str, parts: Mapping[Part, _Expected]) -> tuple[Part, str] | str | None:
+def _place(name: str, parts: Mapping[str, _Expected]) -> tuple[str, str] | str | None:
     """A part and target, or the reason to leave it out, or None where no map knows the name."""
-    for prefix, part in PREFIXES:
-        if not name.startswith(prefix):
-            continue
-        rest, expected = name[len(prefix) :], parts[part]
-        for ignored_part, pattern, reason in IGNORED:
-            if part == ignored_part and re.fullmatch(pattern, rest):
-                return reason
-        rule = expected.rules.get(_LAYER.sub("{n}", rest, count=1))
+    for pattern, reason in IGNORED:
+        if re.fullmatch(pattern, name):
+            return reason
+    layer = _LAYER.search(name)
+    number = int(layer.group()) if layer else 0
+    for part, expected in parts.items():
+        rule = expected.rules.get(_LAYER.sub("{n}", name, count=1))
         if rule is None:
             continue
-        layer = _LAYER.search(rest)
-        number = int(layer.group()) if layer else 0
         if layer and number >= expected.kept:
             return BEHIND_FEATURES if number < expected.layers else None
         return part, rule.target.replace("{n}", str(number))
     return None
 
 
-def _tie(
-    checkpoint: Checkpoint,
-    found: Mapping[Part, dict[str, SourceTensor]],
-    parts: Mapping[Part, _Expected],
-) -> None:
+def _tie(checkpoint: Checkpoint, found: dict[str, Tensor], expected: _Expected) -> None:
     """Where one tensor is embedding and head at once, llama.cpp wants the embedding only.
 
     A checkpoint that says so and still holds both is taken at its tensors, as transformers does.
     """
-    text, head = found["text"], found["head"]
     if not checkpoint.text.tied:
         return
-    if "token_embd.weight" not in text and "output.weight" in head:
-        text["token_embd.weight"] = head.pop("output.weight")
-    if "output.weight" not in head:
-        del parts["head"].targets["output.weight"]
+    if "token_embd.weight" not in found and "output.weight" in found:
+        found["token_embd.weight"] = found.pop("output.weight")
+    if "output.weight" not in found:
+        del expected.targets["output.weight"]
 
 
-def _check(found: Mapping[str, SourceTensor], expected: _Expected) -> None:
+def _check(found: Mapping[str, Tensor], expected: _Expected) -> None:
     for target, (source, shape) in expected.targets.items():
+        if target not in found and target in MAY_LACK:
+            continue
         if target not in found:
             raise ModelInvalid(
                 f"the checkpoint has no tensor {source}, which is needed for {target}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,16 @@ class _Files:
         return cls(folder, *(read_json(path) if path.is_file() else {} for path in paths))
 
 
-def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary:
-    """The vocabulary of a checkpoint whose embedding has `rows` rows."""
+def read_vocabulary(
+    folder: Path, config: Mapping[str, Any], rows: int, template: str | None = None
+) -> Vocabulary:
+    """The vocabulary of a checkpoint whose embedding has `rows` rows.
+
+    `template` is the chat template to store instead of the folder's own.
+    """
     try:
-        return _read(_Files.read(folder), config, rows)
+        vocabulary = _read(_Files.read(folder), config, rows)
+        return replace(vocabulary, chat_template=template or vocabulary.chat_template)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelInvalid(
             f"the tokenizer's files in {folder} are not of a known form ({error!r})",

@@ -304,13 +304,13 @@ def test_several_types_are_written_in_one_call(bpe_model: Path, tmp_path: Path) 
     [
         (
             {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"]},
-            "1.6",
+            "image_newline",
         ),
-        ({"model_type": "llava_onevision", "architectures": None}, "OneVision"),
-        ({"architectures": ["LlavaLlamaForCausalLM"]}, "original"),
+        ({"model_type": "llava_onevision", "architectures": None}, "multiples"),
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "mm_vision_select_layer"),
         ({"model_type": "qwen2_vl", "architectures": ["Qwen2VL"]}, "Qwen2VL"),
-        ({"vision__model_type": "siglip_vision_model"}, "siglip_vision_model"),
-        ({"text__model_type": "qwen2"}, "qwen2"),
+        ({"vision__model_type": "dinov2"}, "dinov2"),
+        ({"text__model_type": "gemma"}, "gemma"),
         ({"vision_feature_layer": [-2, -5]}, "several layers"),
         ({"vision_feature_layer": 9}, "outside"),
         ({"vision_feature_layer": -5}, "outside"),

@@ -101,6 +101,39 @@ def test_every_known_word_rule_gives_the_same_ids(
 
 
 @pytest.mark.parametrize(
+    ("expression", "name"),
+    [
+        (r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", None),
+        (
+            r"(?:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+            "gpt-2",
+        ),
+        (
+            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
+            r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s",
+            "qwen2",
+        ),
+    ],
+)
+def test_an_unknown_expression_is_found_by_trying_llama_cpps_rules(
+    source: Path, tmp_path: Path, gguf: Gguf, llama: Any, texts: list[str], expression: str,
+    name: str | None,
+) -> None:  # fmt: skip
+    change_json(
+        source / "tokenizer.json", lambda value: value.update(pre_tokenizer=split_by(expression))
+    )
+    if name is None:
+        with pytest.raises(ModelInvalid, match=r"llama\.cpp"):
+            convert(source, tmp_path / "out")
+        return
+    path = convert(source, tmp_path / "out").files[0].path
+    assert gguf(path)[0]["tokenizer.ggml.pre"] == name
+    converted = llama(path, vocab_only=True)
+    for text in texts:
+        assert converted.ids(text) == source_ids(source, text), text
+
+
+@pytest.mark.parametrize(
     "part",
     [
         {**BYTE_LEVEL, "add_prefix_space": True, "use_regex": True},

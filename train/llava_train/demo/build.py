@@ -111,5 +111,5 @@ def _final(out: Path) -> None:
     shutil.copytree(out / "stage2" / "model", final / "model")
     # By the command: training and conversion know nothing of each other.
     command = [sys.executable, "-m", "llava_cli", "convert", str(final / "model"), "-o", str(final)]
-    types = ["--outtype", "q8_0", "--mmproj-outtype", "q8_0"]
+    types = ["--outtype", "q8_0", "--mmproj-outtype", "q8_0", "--no-card"]
     subprocess.run([*command, *types, "--name", "llava-demo"], check=True)

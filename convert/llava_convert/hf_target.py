@@ -1,0 +1,298 @@
+"""A llava-hf folder from any source: what transformers' `from_pretrained` loads.
+
+Tensors go through one by one into safetensors shards, in the type they had (a merged LoRA in its
+base's) or one that is asked for. The folder appears whole or not at all. Not here: reading sources
+(`sources.py`), the tokenizer's own files (`hf_tokenizer.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llava_cli import __version__
+from llava_cli.errors import ModelInvalid, UsageError
+from llava_convert.canonical import HEAD, TEXT
+from llava_convert.checkpoints import Checkpoint, read_checkpoint
+from llava_convert.families import FAMILIES
+from llava_convert.ggml import Kind, encode
+from llava_convert.gguf_file import disk_errors, is_alive, prepare_folder, sync_folder
+from llava_convert.hf_tokenizer import IMAGE, write_tokenizer
+from llava_convert.names import assign
+from llava_convert.pipeline import CHUNK_VALUES, Progress
+from llava_convert.result import ConvertedFile, ConvertResult
+from llava_convert.source import Source
+from llava_convert.tensors import Array, Tensor, constant, stacked
+
+SHARD_BYTES = 5_000_000_000
+KINDS = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
+"""safetensors' names of the types that are written."""
+PADDED_TO = 64
+"""Rows of a grown vocabulary: a multiple, as llava-hf's own checkpoints have."""
+EMBEDDING, OUTPUT = TEXT + "embed_tokens.weight", HEAD + "weight"
+PROCESSORS = {"llava": "LlavaProcessor", "llava_next": "LlavaNextProcessor",
+              "llava_onevision": "LlavaOnevisionProcessor"}  # fmt: skip
+
+
+def convert_to_hf(
+    source: Source,
+    out: Path,
+    *,
+    outtype: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Write a llava-hf folder; `outtype` is f32, f16 or bf16, None keeps the source's."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty", "give a new folder for the converted model")
+    if outtype is not None and outtype.upper() not in KINDS:
+        raise UsageError(f"unknown output type {outtype!r}", "known for hf: f32, f16, bf16")
+    checkpoint = read_checkpoint(source)
+    names = assign(checkpoint)  # refuses what would not be a whole LLaVA
+    if HEAD + "bias" in source.tensors:
+        raise ModelInvalid(
+            "transformers' LLaVA has no bias in its head, which this model has",
+            "convert it to GGUF, where it is kept",
+        )
+    wanted = outtype.upper() if outtype else None
+    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        if not dry_run:
+            aside.mkdir()
+    try:
+        image_id = _tokens(source, aside) if not dry_run else None
+        tensors = _grown(source.tensors, image_id)
+        shards = _shards(tensors, wanted)
+        if dry_run:
+            files = _sizes(shards, wanted, out)
+        else:
+            files = _write(shards, wanted, aside, out, progress)
+            _settings(checkpoint, aside, image_id, tensors, wanted)
+            with disk_errors(out):
+                sync_folder(aside)
+                if out.exists():
+                    out.rmdir()
+                os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return ConvertResult(
+        files=tuple(files),
+        mapped=names.mapped + len(names.ignored),  # what GGUF leaves out stays here
+        ignored={},
+        notes=source.notes,
+        kind=source.kind,
+        prompt_format=source.prompt_format,
+    )
+
+
+def _tokens(source: Source, aside: Path) -> int | None:
+    """The tokenizer's files; the id of `<image>` where it had to be made or found."""
+    known = source.config.get("image_token_index", source.config.get("image_token_id"))
+    with disk_errors(aside):
+        if isinstance(known, int):
+            copy_plain_files(source.folder, aside)
+            return None
+        return write_tokenizer(source.folder, aside, source.prompt_format)
+
+
+def copy_plain_files(folder: Path, target: Path) -> None:
+    """Tokenizer, templates and licence of a llava-hf folder, as they are."""
+    for path in sorted(folder.iterdir()):
+        small = path.suffix in (".json", ".jinja", ".model", ".txt") or path.stem == "LICENSE"
+        weights = path.name.endswith(".index.json") or path.name.startswith("adapter_")
+        if path.is_file() and small and not weights:
+            shutil.copyfile(path, target / path.name)
+
+
+def _grown(tensors: Mapping[str, Tensor], image_id: int | None) -> dict[str, Tensor]:
+    """Embedding and head with a row for `<image>`: new rows are the mean of the old ones."""
+    result = dict(tensors)
+    rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else tensors[OUTPUT].shape[0]
+    if image_id is None or image_id < rows:
+        return result
+    wanted = -(-(image_id + 1) // PADDED_TO) * PADDED_TO
+    for name in (EMBEDDING, OUTPUT):
+        if name in tensors:
+            mean = _mean(tensors[name])
+            new = np.repeat(mean[None], wanted - rows, axis=0)
+            result[name] = stacked(tensors[name], constant(name, new))
+    return result
+
+
+def _mean(tensor: Tensor) -> Array:
+    total = np.zeros(tensor.shape[1], np.float64)
+    for first, count in _groups(tensor):
+        total += tensor.read(first, count).sum(axis=0, dtype=np.float64)
+    return (total / tensor.shape[0]).astype(np.float32)
+
+
+def _groups(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    rows = tensor.shape[0] if tensor.shape else 1
+    step = max(CHUNK_VALUES // max(tensor.row * tensor.unit, 1), 1) * tensor.unit
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def _kind(tensor: Tensor, wanted: str | None) -> str:
+    kind = wanted or tensor.dtype
+    return kind if kind in KINDS else "F32"
+
+
+def _shards(tensors: Mapping[str, Tensor], wanted: str | None) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name in sorted(tensors):
+        size = _bytes(tensors[name], wanted)
+        if filled + size > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensors[name]
+        filled += size
+    return shards
+
+
+def _bytes(tensor: Tensor, wanted: str | None) -> int:
+    item = 4 if _kind(tensor, wanted) == "F32" else 2
+    return int(np.prod(tensor.shape, dtype=np.int64)) * item
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+
+
+def _sizes(shards: list[dict[str, Tensor]], wanted: str | None, out: Path) -> list[ConvertedFile]:
+    """What would be written."""
+    return [
+        _file(out / name, shard, wanted, sum(_bytes(t, wanted) for t in shard.values()), None)
+        for name, shard in zip(_shard_names(len(shards)), shards, strict=True)
+    ]
+
+
+def _file(
+    path: Path, shard: Mapping[str, Tensor], wanted: str | None, size: int, sha256: str | None
+) -> ConvertedFile:
+    table = {name: (_kind(tensor, wanted), tensor.shape) for name, tensor in shard.items()}
+    kinds = {kind for kind, _ in table.values()}
+    label = kinds.pop() if len(kinds) == 1 else "mixed"
+    return ConvertedFile(path, "weights", label, size, sha256, table)
+
+
+def _write(
+    shards: list[dict[str, Tensor]],
+    wanted: str | None,
+    aside: Path,
+    out: Path,
+    progress: Progress | None,
+) -> list[ConvertedFile]:
+    names = _shard_names(len(shards))
+    total = sum(_bytes(tensor, wanted) for shard in shards for tensor in shard.values())
+    prepare_folder(aside, total)
+    written: list[ConvertedFile] = []
+    done = 0
+    for name, shard in zip(names, shards, strict=True):
+        digest, size = hashlib.sha256(), 0
+        with disk_errors(aside / name), (aside / name).open("wb") as file:
+            for data in _pieces(shard, wanted):
+                file.write(data)
+                digest.update(data)
+                size += len(data)
+                if progress is not None:
+                    progress(min(done + size, total), total)
+            file.flush()
+            os.fsync(file.fileno())
+        done += size
+        written.append(_file(out / name, shard, wanted, size, digest.hexdigest()))
+    if len(names) > 1:
+        places = {n: file for file, shard in zip(names, shards, strict=True) for n in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        _json(aside / "model.safetensors.index.json", index)
+    return written
+
+
+def _pieces(shard: Mapping[str, Tensor], wanted: str | None) -> Iterator[bytes | memoryview]:
+    """The bytes of one safetensors file."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name, tensor in shard.items():
+        size = _bytes(tensor, wanted)
+        header[name] = {"dtype": _kind(tensor, wanted), "shape": list(tensor.shape),
+                        "data_offsets": [place, place + size]}  # fmt: skip
+        place += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in shard.values():
+        kind = KINDS[_kind(tensor, wanted)]
+        for first, count in _groups(tensor):
+            data: npt.NDArray[np.uint8] = encode(tensor.read(first, count), kind, tensor.name)
+            yield data.data
+
+
+def _settings(
+    checkpoint: Checkpoint,
+    aside: Path,
+    image_id: int | None,
+    tensors: Mapping[str, Tensor],
+    wanted: str | None,
+) -> None:
+    """config.json and how pictures are prepared."""
+    source = checkpoint.source
+    config = {key: value for key, value in source.config.items() if key != "quantization_config"}
+    text = dict(config.get("text_config") or {})
+    rows = (tensors.get(EMBEDDING) or tensors[OUTPUT]).shape[0]
+    text["vocab_size"] = rows
+    text.setdefault("model_type", _model_type(checkpoint))
+    config["text_config"] = text
+    if image_id is not None:
+        config["image_token_index"] = image_id
+    if wanted:
+        config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[wanted]
+        config.pop("torch_dtype", None)
+    if source.prompt_format is not None:
+        config["llava_prompt_format"] = source.prompt_format
+    config["llava_converter"] = f"llava-cli {__version__}"
+    _json(aside / "config.json", config)
+    if image_id is None:
+        return
+    processor = PROCESSORS[str(config.get("model_type", "llava"))]
+    _json(aside / "preprocessor_config.json",
+          {**source.preprocessor, "processor_class": processor})  # fmt: skip
+    _json(
+        aside / "processor_config.json",
+        {
+            "processor_class": processor,
+            "image_token": IMAGE,
+            "patch_size": checkpoint.vision.patch,
+            "num_additional_image_tokens": int(checkpoint.vision.kind == "clip"),
+            "vision_feature_select_strategy": config["vision_feature_select_strategy"],
+        },
+    )
+
+
+def _model_type(checkpoint: Checkpoint) -> str:
+    return next(k for k, family in FAMILIES.items() if family is checkpoint.text.family)
+
+
+def _json(path: Path, value: Mapping[str, Any]) -> None:
+    with disk_errors(path):
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What killed runs left beside this folder."""
+    for other in out.parent.glob(f".{out.name}.*.partial"):
+        pid = other.name.removeprefix(f".{out.name}.").removesuffix(".partial")
+        if other.is_dir() and pid.isdigit() and not is_alive(int(pid)):
+            shutil.rmtree(other, ignore_errors=True)
