@@ -178,4 +178,5 @@ model_options = _all(
     click.option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where it is computed."),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),
+    click.option("--no-cache", is_flag=True, help="Keep nothing on disk, use nothing kept there."),
 )
