@@ -14,6 +14,7 @@ from llava_cli.cli.options import common, model_options, sampling_from, sampling
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llava_cli.cli.answering import Answer
     from llava_cli.conversation import Conversation
     from llava_cli.engines.base import Engine, Sampling
     from llava_cli.images import Image
@@ -133,8 +134,7 @@ def _print_one(
     tokens = engine.generate(conversation, sampling)
     answer = answering.stream_answer(tokens, out, options["prefill"] or "")
     if as_json:
-        wanted = sampling.top_logprobs > 0
-        write_document(answering.document(answer, engine, top_logprobs=wanted))
+        write_document(_document(answer, engine, options))
     elif sampling.top_logprobs:
         answering.write_candidates(answer)
     if options["stats"]:
@@ -152,7 +152,15 @@ def _print_each(
 
     prefill = options["prefill"] or ""
     for answer in answering.batch_answers(engine, conversations, sampling, prefill):
-        wanted = sampling.top_logprobs > 0
-        write_json_line(answering.document(answer, engine, top_logprobs=wanted))
+        write_json_line(_document(answer, engine, options))
         if options["stats"]:
             answering.write_stats(answer, engine)
+
+
+def _document(answer: Answer, engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
+    from llava_cli.cli import answering
+
+    document = answering.document(answer, engine, top_logprobs=options["top_logprobs"] > 0)
+    if options["no_cache"]:
+        document["cache"]["image"] = "off"
+    return document
