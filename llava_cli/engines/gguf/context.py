@@ -8,7 +8,7 @@ Legend: V vocabulary, N positions, D width of an embedding row.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,23 @@ import numpy.typing as npt
 from llava_cli.cache import DiskCache, file_identity
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
-from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.base import Sampling, Token
 from llava_cli.engines.formats import choose_format
-from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.gguf.batch import Batch
+from llava_cli.engines.gguf.context import Context, Logits
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel
-from llava_cli.engines.gguf.pictures import Picture, Pictures
+from llava_cli.engines.gguf.memory import slots_for
+from llava_cli.engines.gguf.pictures import Pictures
+from llava_cli.engines.gguf.prompt import Reader
 from llava_cli.engines.gguf.setup import Setup, versions
-from llava_cli.engines.gguf.states import States, picture_ends
+from llava_cli.engines.gguf.states import States
 from llava_cli.engines.gguf.vision import ImageEncoder
-from llava_cli.engines.tokenise import Piece, flat, tokenise
+from llava_cli.engines.tokenise import flat
 from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, ModelInvalid
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
-from llava_cli.prompts import render, runs
 
 
 class GgufEngine:
@@ -76,9 +77,7 @@ class GgufEngine:
         )
         self.device = self.setup.device
         self._interrupt = Interrupt()
-        self._language = LanguageModel(
-            files.path, self.setup.load, self._interrupt, progress
-        )
+        self._language = LanguageModel(files.path, self.setup.load, self._interrupt, progress)
         if context is not None:
             self._language.limit = min(self._language.limit, context)
         self._context = Context(self._language, self.setup.context, self._interrupt)
@@ -90,33 +89,40 @@ class GgufEngine:
             text = {"model": file_identity(files.path), **self.setup.identity()}
             self._states = States(cache, {**vision, **text})
         self._pictures = Pictures(files.mmproj, self._encoder, cache, vision)
-        self._load_s = time.perf_counter() - started
+        load_s = time.perf_counter() - started
+        self._reader = Reader(self._language, self._format, self._pictures, files.reference, load_s)
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
         prompt, unkept = self._read(conversation, sampling)
-        yield from answer.answer(
-            prompt,
-            self._advance,
-            self._text.vocabulary,
-            self._format,
-            sampling,
-            continued=answer.is_continued(conversation),
-        )
+        writer = self._reader.writer(prompt, conversation, sampling)
+        yield from answer.written(writer, prompt.logits, self._advance)
         if unkept is not None and self._states is not None:  # the person has the answer already
             self._states.keep(self._context, *unkept)
 
     def generate_batch(
         self, conversations: Sequence[Conversation], sampling: Sampling
     ) -> Iterator[tuple[int, Token]]:
-        """Answer many conversations, one after the other."""
-        for index, conversation in enumerate(conversations):
-            for token in self.generate(conversation, sampling):
-                yield index, token
+        """Answer many conversations at once; the order in which they end is not theirs."""
+        text = self._text
+        if len(conversations) == 1:
+            for token in self.generate(conversations[0], sampling):
+                yield 0, token
+            return
+
+        def make(slots: int) -> Context:
+            return Context(
+                text, self.setup.context, self._interrupt, sequences=slots, unified=False
+            )
+
+        def slots(positions: int) -> int:
+            return slots_for(positions, self.setup.context, self.files)
+
+        yield from Batch(self._reader, make, conversations, sampling, slots).run()
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""
-        return flat(self._pieces(conversation))
+        return flat(self._reader.pieces(conversation))
 
     def first_logits(self, conversation: Conversation) -> Logits:
         """Logits (V,) of the answer's first token, for parity checks."""
@@ -155,9 +161,6 @@ class GgufEngine:
             width=self._text.width,
         )
 
-    def _pieces(self, conversation: Conversation) -> tuple[Piece, ...]:
-        return tokenise(runs(render(conversation, self._format)), self._text.vocabulary)
-
     def _read(
         self, conversation: Conversation, sampling: Sampling
     ) -> tuple[answer.Prefilled, tuple[int, float] | None]:
@@ -167,88 +170,32 @@ class GgufEngine:
         seconds a position took.
         """
         started = time.perf_counter()
-        text, context = self._text, self._context
+        text, context, reader = self._text, self._context, self._reader
         spent, loading, encoded = self._pictures.spent
-        pieces = self._pieces(conversation)
-        seen = [self._pictures.look(image) for image in conversation.images]
-        cells = cells_of(pieces, seen)
+        prompt = reader.prompt(conversation)
         context.limit = text.limit
-        context.reserve(answer.room_for(len(cells), sampling, text.limit, self.files.reference))
-        known = context.keep(cells[:-1])  # at least one position is read: it gives the logits
-        restored = known
-        if self._states is not None and conversation.images:
-            restored = self._states.restore(context, cells[:-1], known)
-        logits = self._read_from(restored, pieces, seen, conversation.images)
+        context.reserve(reader.room_for(len(prompt.cells), sampling))
+        known = context.keep(prompt.cells[:-1])  # at least one position is read, for its logits
+        if self._states is not None and prompt.images:
+            known = self._states.restore(context, prompt, known)
+        logits = reader.read(context, 0, prompt, known)
         image_s = self._pictures.seconds - spent
         waited = image_s + self._pictures.load_s - loading
         prefill_s = time.perf_counter() - started - waited
-        hit = self._pictures.encoded == encoded
-        stats = replace(
-            count_tokens(cells, conversation.images, seen),
-            load_s=self._load_s + self._pictures.load_s,
+        stats = reader.stats(
+            prompt,
             image_s=image_s,
             prefill_s=prefill_s,
-            cache_image="off" if not seen else "hit" if hit else "miss",
-            prefix_tokens_reused=restored,
+            hit=self._pictures.encoded == encoded,
+            reused=known,
         )
-        ends = picture_ends(cells)
         unkept = None
-        if ends and ends[-1] > restored:
-            unkept = ends[-1], prefill_s / (len(cells) - restored)
+        if prompt.last_picture_end > known:
+            unkept = prompt.last_picture_end, prefill_s / (len(prompt.cells) - known)
         return answer.Prefilled(logits, started, stats), unkept
-
-    def _read_from(
-        self,
-        known: int,
-        pieces: Sequence[Piece],
-        seen: Sequence[Picture],
-        images: Sequence[Image],
-    ) -> Logits:
-        """Read the pieces behind the first `known` positions."""
-        place = 0
-        logits: Logits | None = None
-        for piece in pieces:
-            picture = seen[piece.image] if piece.image is not None else None
-            length = len(piece.ids) if picture is None else picture.count
-            skip = min(max(known - place, 0), length)
-            place += length
-            if skip == length:
-                continue
-            if picture is None or piece.image is None:
-                logits = self._context.read_tokens(piece.ids[skip:])
-            else:
-                rows = self._pictures.rows(images[piece.image])
-                logits = self._context.read_rows(rows, picture.key, skip)
-        if logits is None:
-            raise LlavaError("the prompt is empty", "ask something")
-        return logits
 
     def _advance(self, token: int) -> Logits | None:
         context = self._context
         if self._language is None or len(context.cells[0]) >= context.capacity:
             return None
         return context.read_tokens((token,))
-
-
-def cells_of(pieces: Sequence[Piece], seen: Sequence[Picture]) -> list[Cell]:
-    """What will stand at each position of the context."""
-    cells: list[Cell] = []
-    for piece in pieces:
-        if piece.image is None:
-            cells += piece.ids
-        else:
-            picture = seen[piece.image]
-            cells += [(picture.key, row) for row in range(picture.count)]
-    return cells
-
-
-def count_tokens(cells: Sequence[Cell], images: Sequence[Image], seen: Sequence[Picture]) -> Stats:
-    """The counts of a prompt."""
-    image_tokens = sum(picture.count for picture in seen)
-    infos: list[Any] = [
-        ImageInfo(image.source, picture.width, picture.height, picture.count)
-        for image, picture in zip(images, seen, strict=True)
-    ]
-    return Stats(
-        prompt_tokens=len(cells) - image_tokens, image_tokens=image_tokens, images=tuple(infos)
-    )

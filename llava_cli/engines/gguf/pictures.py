@@ -14,19 +14,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llava_cli.cache import DiskCache
+from llava_cli.engines.base import ImageInfo
 from llava_cli.engines.gguf.vision import ImageEncoder, Rows
 from llava_cli.images import Image
 from llava_cli.models.gguf_header import read_header
 from llava_cli.pixels import PixelConfig, prepare
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
 KIND = "picture"
 _KEPT_BYTES = 256 * 1024 * 1024
 """Features that are kept in memory for later turns."""
+_KEPT_SIZES = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,6 @@ class Picture:
 
     key: str
     """Identity: of the file's bytes and of how they become pixels."""
-    width: int
-    """Pixels of the upright picture."""
-    height: int
     count: int
     """N"""
 
@@ -60,7 +62,7 @@ class Pictures:
         self._identity = dict(identity)
         self._encoder: ImageEncoder | None = None
         self._rows: OrderedDict[str, Rows] = OrderedDict()
-        self._seen: dict[tuple[str, str], Picture] = {}
+        self._sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self.seconds = 0.0
         """Spent on pictures since the engine was made, without loading the encoder."""
         self.load_s = 0.0
@@ -76,14 +78,27 @@ class Pictures:
     def look(self, image: Image) -> Picture:
         """What is known of a picture without computing its features."""
         started = time.perf_counter()
-        identity = (image.sha256, image.background)
-        if identity not in self._seen:
-            how = json.dumps([*identity, asdict(self.config)])
-            key = hashlib.sha256(how.encode()).hexdigest()
-            width, height = image.open().size
-            self._seen[identity] = Picture(key, width, height, self.tokens)
+        how = json.dumps([image.sha256, image.background, asdict(self.config)])
+        picture = Picture(hashlib.sha256(how.encode()).hexdigest(), self.tokens)
         self.seconds += time.perf_counter() - started
-        return self._seen[identity]
+        return picture
+
+    def info(self, image: Image) -> ImageInfo:
+        """What became of a picture."""
+        picture = self.look(image)
+        width, height = self._sizes.get(picture.key) or self._opened(image, picture).size
+        return ImageInfo(image.source, width, height, picture.count)
+
+    def _opened(self, image: Image, picture: Picture) -> PILImage:
+        """The pixels; their size is remembered."""
+        pixels = image.open()
+        self._remember_size(picture, pixels.size)
+        return pixels
+
+    def _remember_size(self, picture: Picture, size: tuple[int, int]) -> None:
+        self._sizes[picture.key] = size
+        if len(self._sizes) > _KEPT_SIZES:
+            self._sizes.popitem(last=False)
 
     def rows(self, image: Image) -> Rows:
         """A picture's features (N, D)."""
@@ -106,18 +121,22 @@ class Pictures:
         if self._cache is None:
             return None
         found = self._cache.get(KIND, self._key(picture))
-        if found is None or found.payload.nbytes % (4 * picture.count):
+        size = found.meta.get("size") if found is not None else None
+        if found is None or not size or found.payload.nbytes % (4 * picture.count):
             return None
+        self._remember_size(picture, (int(size[0]), int(size[1])))
         return np.frombuffer(found.payload, np.float32).reshape(picture.count, -1)
 
     def _computed(self, image: Image, picture: Picture) -> Rows:
         encoder = self.encoder
         started = time.perf_counter()
-        rows = encoder.encode(prepare(image.open(), self.config))
+        pixels = self._opened(image, picture)
+        rows = encoder.encode(prepare(pixels, self.config))
         self.encoded += 1
         cache, seconds = self._cache, time.perf_counter() - started
         if cache is not None and cache.worth_keeping(seconds, rows.nbytes):
-            cache.put(KIND, self._key(picture), {}, memoryview(rows).cast("B"))
+            meta = {"size": list(pixels.size)}
+            cache.put(KIND, self._key(picture), meta, memoryview(rows).cast("B"))
         return rows
 
     def _key(self, picture: Picture) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from llava_cli.cache import DiskCache
 from llava_cli.engines.gguf.context import Cell, Context
+from llava_cli.engines.gguf.prompt import Prompt
 
 KIND = "state"
 _LEAST = 16
@@ -28,14 +29,17 @@ class States:
         self._cache = cache
         self._identity = dict(identity)
 
-    def restore(self, context: Context, cells: Sequence[Cell], known: int) -> int:
-        """Put a kept beginning of `cells` into sequence 0 where it beats the `known` positions.
+    def restore(self, context: Context, prompt: Prompt, known: int) -> int:
+        """Put a kept beginning of a prompt into sequence 0 where it beats the `known` positions.
 
         The number of positions that stand there now.
         """
-        for end in reversed(picture_ends(cells)):
+        cells = prompt.cells[:-1]
+        for end in reversed(prompt.picture_ends):
             if end < known + _LEAST:
                 break
+            if end > len(cells):
+                continue
             found = self._cache.get(KIND, self._key(cells[:end]))
             if found is None:
                 continue
@@ -64,15 +68,3 @@ class States:
         for cell in cells:
             digest.update(f"{cell} ".encode())
         return {**self._identity, "cells": digest.hexdigest()}
-
-
-def picture_ends(cells: Sequence[Cell]) -> list[int]:
-    """The positions behind the last row of each picture."""
-    ends = []
-    for place, cell in enumerate(cells):
-        following = cells[place + 1] if place + 1 < len(cells) else None
-        if isinstance(cell, tuple) and not (
-            isinstance(following, tuple) and following == (cell[0], cell[1] + 1)
-        ):
-            ends.append(place + 1)
-    return ends

@@ -183,7 +183,7 @@ def test_other_settings_do_not_share_states(load: Load, tmp_path: Path) -> None:
 
 
 def test_what_is_cheap_to_compute_is_not_kept(load: Load, tmp_path: Path) -> None:
-    store = DiskCache(tmp_path / "cache", 1 << 30)
+    store = DiskCache(tmp_path / "cache", 1 << 30, costs=Costs(seconds=1e6))
     answer(load(store), asking(PICTURES[0], QUESTION))
     assert store.entries() == []
 
