@@ -65,6 +65,14 @@ def load(
     )
 
 
+def check_schema(schema: str) -> None:
+    """UsageError for a JSON schema that no answer can be made to follow."""
+    _gguf_class()
+    from llava_cli.engines.gguf.grammar import gbnf_of
+
+    gbnf_of(schema)
+
+
 def _gguf_class() -> type[GgufEngine]:
     try:
         from llava_cli.engines.gguf.engine import GgufEngine

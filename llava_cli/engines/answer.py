@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines.base import Candidate, FinishReason, Sampling, Stats, Token
-from llava_cli.engines.sampling import Logits, Sampler, top_logprobs
+from llava_cli.engines.sampling import Constraint, Logits, Sampler, top_logprobs
 from llava_cli.engines.text_stream import TextStream
 from llava_cli.engines.tokenise import Vocabulary, end_ids
 from llava_cli.errors import LlavaError
@@ -45,6 +45,7 @@ class Writer:
         sampling: Sampling,
         *,
         continued: bool,
+        constraint: Constraint | None = None,
     ) -> None:
         """`continued`: the answer goes on from a prefill."""
         lead = "" if continued else prompt_format.answer_open
@@ -54,9 +55,10 @@ class Writer:
         self._vocabulary = vocabulary
         self._sampling = sampling
         self._prompt = prompt
+        self._constraint = constraint
         self._began = time.perf_counter()
         self._ttft = self._began - prompt.started
-        self._candidates = _candidates(prompt.logits, sampling, vocabulary)
+        self._candidates = first_candidates(prompt.logits, sampling, vocabulary)
         self.count = 0
         self.token: int | None = None
         """What is to be read before the next `take`; None where the answer has ended."""
@@ -67,13 +69,15 @@ class Writer:
         self.token = None
         if self.count >= self._sampling.max_tokens:
             return None
-        token = self._sampler.choose(logits)
+        token = self._sampler.choose(logits, self._constraint)
         if self.count == 0:
             self._ttft = time.perf_counter() - self._prompt.started
         if token in self._ends or self._vocabulary.is_end(token):
             self.reason = "stop"
             return None
         self.count += 1
+        if self._constraint is not None:
+            self._constraint.accept(token)
         shown = Token(self._text.add(self._vocabulary.piece(token)), token, self._candidates)
         self._candidates = ()
         if self._text.stopped:
@@ -84,6 +88,8 @@ class Writer:
 
     def close(self) -> Token:
         """The closing token."""
+        if self._constraint is not None:
+            self._constraint.close()
         tail = self._text.close()
         if self._text.stopped:  # the last bytes completed a stop text
             self.reason = "stop"
@@ -138,9 +144,10 @@ def is_continued(conversation: Conversation) -> bool:
     return bool(messages) and messages[-1].role == "assistant"
 
 
-def _candidates(
+def first_candidates(
     logits: Logits, sampling: Sampling, vocabulary: Vocabulary
 ) -> tuple[Candidate, ...]:
+    """What `Sampling.top_logprobs` asks for."""
     if sampling.top_logprobs <= 0:
         return ()
     return tuple(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from llava_cli.cache import DiskCache, file_identity
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Sampling, Token
+from llava_cli.engines.choices import Choice
 from llava_cli.engines.formats import choose_format
 from llava_cli.engines.gguf.batch import Batch
-from llava_cli.engines.gguf.context import Context, Logits
+from llava_cli.engines.gguf.context import Cell, Context, Logits
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel
 from llava_cli.engines.gguf.memory import slots_for
@@ -94,9 +96,15 @@ class GgufEngine:
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
-        prompt, unkept = self._read(conversation, sampling)
-        writer = self._reader.writer(prompt, conversation, sampling)
-        yield from answer.written(writer, prompt.logits, self._advance)
+        if sampling.choices:
+            choice = Choice(conversation, sampling, lambda c: self._reader.prompt(c).cells)
+            room = replace(sampling, max_tokens=max(choice.longest, 1))
+            prompt, unkept = self._read(conversation, room)
+            yield from choice.answer(prompt, self._behind, self._text.vocabulary)
+        else:
+            prompt, unkept = self._read(conversation, sampling)
+            writer = self._reader.writer(prompt, conversation, sampling)
+            yield from answer.written(writer, prompt.logits, self._advance)
         if unkept is not None and self._states is not None:  # the person has the answer already
             self._states.keep(self._context, *unkept)
 
@@ -105,9 +113,10 @@ class GgufEngine:
     ) -> Iterator[tuple[int, Token]]:
         """Answer many conversations at once; the order in which they end is not theirs."""
         text = self._text
-        if len(conversations) == 1:
-            for token in self.generate(conversations[0], sampling):
-                yield 0, token
+        if len(conversations) == 1 or sampling.choices:  # a choice takes few steps or none
+            for index, conversation in enumerate(conversations):
+                for token in self.generate(conversation, sampling):
+                    yield index, token
             return
 
         def make(slots: int) -> Context:
@@ -193,6 +202,11 @@ class GgufEngine:
         if prompt.last_picture_end > known:
             unkept = prompt.last_picture_end, prefill_s / (len(prompt.cells) - known)
         return answer.Prefilled(logits, started, stats), unkept
+
+    def _behind(self, cells: Sequence[Cell]) -> Logits:
+        """Logits (V,) behind cells that begin like what was read and end in text."""
+        known = self._context.keep(cells[:-1])
+        return self._context.read_tokens([c for c in cells[known:] if isinstance(c, int)])
 
     def _advance(self, token: int) -> Logits | None:
         context = self._context

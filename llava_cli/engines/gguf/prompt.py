@@ -9,6 +9,7 @@ from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Sampling, Stats
 from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.gguf.grammar import Grammar, gbnf_of
 from llava_cli.engines.gguf.language import LanguageModel
 from llava_cli.engines.gguf.pictures import Picture, Pictures
 from llava_cli.engines.tokenise import Piece, tokenise
@@ -133,10 +134,14 @@ class Reader:
         self, prompt: answer.Prefilled, conversation: Conversation, sampling: Sampling
     ) -> answer.Writer:
         """The answer to a conversation whose prompt was read."""
+        grammar = None
+        if sampling.schema is not None:
+            grammar = Grammar(self.text.vocabulary, gbnf_of(sampling.schema))
         return answer.Writer(
             prompt,
             self.text.vocabulary,
             self._format,
             sampling,
             continued=answer.is_continued(conversation),
+            constraint=grammar,
         )
