@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from llava_cli.cli.options import Common
 from llava_cli.cli.settings import resolve, size_bytes
+from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from llava_cli.cache import DiskCache
     from llava_cli.engines.base import Engine
+    from llava_cli.models.files import ModelFiles
 
 PHOTO_MODEL = "llava-hf/llava-1.5-7b-hf"
 
@@ -31,6 +33,10 @@ class ModelChoice:
     prompt_format: str | None
     no_cache: bool = False
     cache_size: int = 0
+    context: int | None = None
+    kv_type: str | None = None
+    flash_attention: bool | None = None
+    tuning: Tuning = Tuning()
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> ModelChoice:
@@ -47,28 +53,48 @@ class ModelChoice:
             threads=None if threads is None else int(threads),
             prompt_format=_known_format(options["prompt_format"]),
             no_cache=options["no_cache"],
+            context=options["context"],
+            kv_type=options["kv_type"],
+            flash_attention=options["flash_attention"],
+            tuning=Tuning(
+                ubatch=options["ubatch"],
+                repack=options["repack"],
+                mmap=options["mmap"],
+                mlock=options["mlock"],
+                gpu_layers=options["gpu_layers"],
+            ),
             cache_size=size_bytes(str(resolve("cache_size").value)),
         )
 
 
-def load(choice: ModelChoice, common: Common) -> Engine:
-    """Find the model's files and load them."""
-    from llava_cli import engines, models
-    from llava_cli.terminal.streams import note, status
+def find(choice: ModelChoice, common: Common) -> ModelFiles:
+    """The model's files, fetched if need be."""
+    from llava_cli import models
 
     offline = common.offline or hub_is_offline()
-    files = models.resolve(
-        choice.model, mmproj=choice.mmproj, engine=choice.engine, offline=offline
-    )
+    return models.resolve(choice.model, mmproj=choice.mmproj, engine=choice.engine, offline=offline)
+
+
+def load(choice: ModelChoice, common: Common) -> Engine:
+    """Find the model's files and load them."""
+    from llava_cli import engines
+    from llava_cli.terminal.streams import note, status
+
+    files = find(choice, common)
     wanted = not common.quiet and not common.json and not files.bundled
-    with status(f"loading {files.reference} …", wanted):
+    with status(f"loading {files.reference} …", wanted) as show:
         engine = engines.load(
             files,
             engine=choice.engine,
             device=choice.device,
             threads=choice.threads,
             prompt_format=choice.prompt_format,
+            context=choice.context,
+            kv_type=choice.kv_type,
+            flash_attention=choice.flash_attention,
+            tuning=choice.tuning,
             cache=disk_cache(choice, common),
+            progress=lambda fraction: show(f"{fraction:.0%}"),
         )
     if choice.model is None and not common.quiet:
         note(

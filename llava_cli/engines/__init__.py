@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llava_cli.cache import DiskCache
-from llava_cli.engines.base import Engine
+from llava_cli.conversation import Conversation
+from llava_cli.engines.base import Engine, Sampling
 from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, MissingDependency, ModelInvalid, UsageError
 from llava_cli.models.files import ModelFiles
 
 if TYPE_CHECKING:
     from llava_cli.engines.gguf.engine import GgufEngine
+    from llava_cli.engines.gguf.estimate import Estimate
 
 __all__ = ["Engine", "load"]
 
@@ -62,6 +64,39 @@ def load(
         tuning=tuning,
         cache=cache,
         progress=progress,
+    )
+
+
+def estimate(
+    files: ModelFiles,
+    conversation: Conversation,
+    sampling: Sampling,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    prompt_format: str | None = None,
+    context: int | None = None,
+    kv_type: str | None = None,
+    flash_attention: bool | None = None,
+    tuning: Tuning | None = None,
+) -> Estimate:
+    """What answering would take; no weights are loaded."""
+    if files.format != "gguf":
+        raise UsageError("only GGUF models are estimated", "leave out --estimate")
+    _gguf_class()
+    from llava_cli.engines.gguf.estimate import estimate as reckon
+    from llava_cli.engines.gguf.setup import Setup
+
+    setup = Setup.choose(
+        files,
+        device=device,
+        threads=threads,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        tuning=tuning or Tuning(),
+    )
+    return reckon(
+        files, setup, conversation, sampling, prompt_format=prompt_format, context=context
     )
 
 
