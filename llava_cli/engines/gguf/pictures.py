@@ -24,6 +24,7 @@ from llava_cli.engines.gguf.vision import ImageEncoder, Rows
 from llava_cli.images import Image
 from llava_cli.models.gguf_header import read_header
 from llava_cli.pixels import PixelConfig, prepare
+from llava_cli.tiles import Grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -55,8 +56,11 @@ class Pictures:
         identity: Mapping[str, Any],
     ) -> None:
         """`identity`: what decides the features beside the picture, for the cache."""
-        self.config = PixelConfig.from_metadata(read_header(mmproj).metadata)
-        self.tokens = _tokens(mmproj)
+        metadata = read_header(mmproj).metadata
+        self.config = PixelConfig.from_metadata(metadata)
+        self._grid = Grid.from_metadata(metadata)
+        side = metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]
+        self._tokens = int(side**2)
         self._load = load
         self._cache = cache
         self._identity = dict(identity)
@@ -78,8 +82,13 @@ class Pictures:
     def look(self, image: Image) -> Picture:
         """What is known of a picture without computing its features."""
         started = time.perf_counter()
-        how = json.dumps([image.sha256, image.background, asdict(self.config)])
-        picture = Picture(hashlib.sha256(how.encode()).hexdigest(), self.tokens)
+        grid = self._grid
+        how = [image.sha256, image.background, asdict(self.config), grid and grid.pinpoints]
+        key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+        picture = Picture(key, self._tokens)
+        if grid is not None:
+            size = self._sizes.get(key) or self._opened(image, picture).size
+            picture = Picture(key, grid.count(*size))
         self.seconds += time.perf_counter() - started
         return picture
 
@@ -131,13 +140,20 @@ class Pictures:
         encoder = self.encoder
         started = time.perf_counter()
         pixels = self._opened(image, picture)
-        rows = encoder.encode(prepare(pixels, self.config))
+        rows = self._encode(encoder, pixels)
         self.encoded += 1
         cache, seconds = self._cache, time.perf_counter() - started
         if cache is not None and cache.worth_keeping(seconds, rows.nbytes):
             meta = {"size": list(pixels.size)}
             cache.put(KIND, self._key(picture), meta, memoryview(rows).cast("B"))
         return rows
+
+    def _encode(self, encoder: ImageEncoder, pixels: PILImage) -> Rows:
+        grid = self._grid
+        if grid is None or encoder.newline is None:
+            return encoder.encode(prepare(pixels, self.config))
+        features = [encoder.encode(square) for square in grid.squares(pixels, self.config)]
+        return grid.pack(features, encoder.newline, *pixels.size)
 
     def _key(self, picture: Picture) -> dict[str, Any]:
         return {**self._identity, "picture": picture.key}
@@ -156,9 +172,3 @@ class Pictures:
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
-
-
-def _tokens(mmproj: Path) -> int:
-    """Positions that one picture takes: one for each patch."""
-    metadata = read_header(mmproj).metadata
-    return int((metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]) ** 2)
