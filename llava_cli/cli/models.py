@@ -37,6 +37,7 @@ class ModelChoice:
     kv_type: str | None = None
     flash_attention: bool | None = None
     tuning: Tuning = Tuning()
+    image_tokens: int | None = None
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> ModelChoice:
@@ -56,6 +57,7 @@ class ModelChoice:
             context=options["context"],
             kv_type=options["kv_type"],
             flash_attention=options["flash_attention"],
+            image_tokens=options["image_tokens"],
             tuning=Tuning(
                 ubatch=options["ubatch"],
                 repack=options["repack"],
@@ -93,6 +95,7 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             kv_type=choice.kv_type,
             flash_attention=choice.flash_attention,
             tuning=choice.tuning,
+            image_tokens=choice.image_tokens,
             cache=disk_cache(choice, common),
             progress=lambda fraction: show(f"{fraction:.0%}"),
         )

@@ -190,5 +190,11 @@ model_options = _all(
     click.option("--mmap/--no-mmap", default=None, help="Weights where they lie in the file."),
     click.option("--mlock", is_flag=True, help="Keep weights from being swapped out."),
     click.option("--gpu-layers", type=click.IntRange(min=0), metavar="N", help="On the device."),
+    click.option(
+        "--image-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Merge each picture's tokens down to N: quicker, less exact.",
+    ),
     click.option("--no-cache", is_flag=True, help="Keep nothing on disk, use nothing kept there."),
 )

@@ -36,12 +36,13 @@ def load(
     flash_attention: bool | None = None,
     tuning: Tuning | None = None,
     cache: DiskCache | None = None,
+    image_tokens: int | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Engine:
     """Load a model into the engine of its format.
 
     `dtype` (float32, bfloat16, float16) is the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0)
-    `flash_attention`, `tuning` and `cache` are the GGUF engine's; `context` bounds the positions
+    `flash_attention`, `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions
     of both; `progress` hears the fraction that is loaded, where the engine knows it.
     """
     if engine not in ("auto", "gguf", "torch"):
@@ -52,6 +53,8 @@ def load(
             f"the {engine} engine cannot read {files.reference}", f"use --engine {wanted}"
         )
     if wanted == "torch":
+        if image_tokens is not None:
+            raise UsageError("the PyTorch engine merges no image tokens", "use --engine gguf")
         return _torch(files, device, threads, prompt_format, context, dtype)
     return _gguf_class()(
         files,
@@ -63,6 +66,7 @@ def load(
         flash_attention=flash_attention,
         tuning=tuning,
         cache=cache,
+        image_tokens=image_tokens,
         progress=progress,
     )
 

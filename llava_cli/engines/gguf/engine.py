@@ -55,11 +55,13 @@ class GgufEngine:
         flash_attention: bool | None = None,
         tuning: Tuning | None = None,
         cache: DiskCache | None = None,
+        image_tokens: int | None = None,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Load; `kv_type` and `flash_attention` default to exactness for float32 models.
 
-        `cache` keeps pictures and what was read up to them for later runs; `progress` hears the
+        `cache` keeps pictures and what was read up to them for later runs; `image_tokens` bounds
+        the tokens of one picture, whose features are merged down to so many; `progress` hears the
         fraction of the weights that is loaded.
         """
         started = time.perf_counter()
@@ -90,7 +92,7 @@ class GgufEngine:
             vision = {"mmproj": file_identity(files.mmproj), "device": self.device}
             text = {"model": file_identity(files.path), **self.setup.identity()}
             self._states = States(cache, {**vision, **text})
-        self._pictures = Pictures(files.mmproj, self._encoder, cache, vision)
+        self._pictures = Pictures(files.mmproj, self._encoder, cache, vision, image_tokens)
         load_s = time.perf_counter() - started
         self._reader = Reader(self._language, self._format, self._pictures, files.reference, load_s)
 
