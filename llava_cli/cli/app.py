@@ -29,6 +29,7 @@ COMMANDS = {
     "train": ("llava_cli.cli.train:train", "Train a model: stage 1, stage 2."),
     "eval": ("llava_cli.cli.eval:evaluate", "Measure models; score stored answers."),
     "data": ("llava_cli.cli.data:data", "Make data for training and tests."),
+    "cache": ("llava_cli.cli.cache:cache", "Show or clear what is kept between runs."),
     "config": ("llava_cli.cli.config:config", "Show the settings and where each comes from."),
     "doctor": ("llava_cli.cli.doctor:doctor", "Report what is installed and which engines work."),
 }

@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_cli.cli.options import Common
-from llava_cli.cli.settings import resolve
+from llava_cli.cli.settings import resolve, size_bytes
+from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from llava_cli.cache import DiskCache
     from llava_cli.engines.base import Engine
+    from llava_cli.models.files import ModelFiles
 
 PHOTO_MODEL = "llava-hf/llava-1.5-7b-hf"
 
@@ -27,6 +31,13 @@ class ModelChoice:
     device: str
     threads: int | None
     prompt_format: str | None
+    no_cache: bool = False
+    cache_size: int = 0
+    context: int | None = None
+    kv_type: str | None = None
+    flash_attention: bool | None = None
+    tuning: Tuning = Tuning()
+    image_tokens: int | None = None
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> ModelChoice:
@@ -42,26 +53,51 @@ class ModelChoice:
             device=str(resolve("device", options["device"]).value),
             threads=None if threads is None else int(threads),
             prompt_format=_known_format(options["prompt_format"]),
+            no_cache=options["no_cache"],
+            context=options["context"],
+            kv_type=options["kv_type"],
+            flash_attention=options["flash_attention"],
+            image_tokens=options["image_tokens"],
+            tuning=Tuning(
+                ubatch=options["ubatch"],
+                repack=options["repack"],
+                mmap=options["mmap"],
+                mlock=options["mlock"],
+                gpu_layers=options["gpu_layers"],
+            ),
+            cache_size=size_bytes(str(resolve("cache_size").value)),
         )
+
+
+def find(choice: ModelChoice, common: Common) -> ModelFiles:
+    """The model's files, fetched if need be."""
+    from llava_cli import models
+
+    offline = common.offline or hub_is_offline()
+    return models.resolve(choice.model, mmproj=choice.mmproj, engine=choice.engine, offline=offline)
 
 
 def load(choice: ModelChoice, common: Common) -> Engine:
     """Find the model's files and load them."""
-    from llava_cli import engines, models
+    from llava_cli import engines
     from llava_cli.terminal.streams import note, status
 
-    offline = common.offline or hub_is_offline()
-    files = models.resolve(
-        choice.model, mmproj=choice.mmproj, engine=choice.engine, offline=offline
-    )
+    files = find(choice, common)
     wanted = not common.quiet and not common.json and not files.bundled
-    with status(f"loading {files.reference} …", wanted):
+    with status(f"loading {files.reference} …", wanted) as show:
         engine = engines.load(
             files,
             engine=choice.engine,
             device=choice.device,
             threads=choice.threads,
             prompt_format=choice.prompt_format,
+            context=choice.context,
+            kv_type=choice.kv_type,
+            flash_attention=choice.flash_attention,
+            tuning=choice.tuning,
+            image_tokens=choice.image_tokens,
+            cache=disk_cache(choice, common),
+            progress=lambda fraction: show(f"{fraction:.0%}"),
         )
     if choice.model is None and not common.quiet:
         note(
@@ -71,6 +107,22 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     if common.verbose:
         note(f"{files.reference}: {engine.name} on {engine.device}, prompt {engine.prompt_format}")
     return engine
+
+
+def disk_cache(choice: ModelChoice, common: Common) -> DiskCache | None:
+    """Where pictures that were read are kept between runs; None where that is not wanted."""
+    from llava_cli.cache import DiskCache
+    from llava_cli.terminal.streams import note
+
+    if choice.no_cache or choice.cache_size == 0:
+        return None
+    quiet = common.quiet or common.json
+    return DiskCache(cache_folder(), choice.cache_size, report=(lambda _: None) if quiet else note)
+
+
+def cache_folder() -> Path:
+    """The folder of the disk cache."""
+    return Path(str(resolve("home").value)).expanduser() / "cache"
 
 
 def hub_is_offline() -> bool:

@@ -1,0 +1,185 @@
+"""Pictures as the language model reads them, computed as seldom as possible.
+
+A picture's features are looked for in memory, then in the disk cache, and only then computed; the
+encoder itself is loaded when the first picture needs it. Legend: N picture tokens, D width of the
+language model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llava_cli.cache import DiskCache
+from llava_cli.engines.base import ImageInfo
+from llava_cli.engines.gguf.vision import ImageEncoder, Rows
+from llava_cli.engines.reduction import merged
+from llava_cli.images import Image
+from llava_cli.models.gguf_header import read_header
+from llava_cli.pixels import PixelConfig, prepare
+from llava_cli.tiles import Grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+KIND = "picture"
+_KEPT_BYTES = 256 * 1024 * 1024
+"""Features that are kept in memory for later turns."""
+_KEPT_SIZES = 10_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is known of a picture before its features are."""
+
+    key: str
+    """Identity: of the file's bytes and of how they become what the model reads."""
+    whole: str
+    """The same without regard to how many tokens are wanted."""
+    count: int
+    """N"""
+
+
+class Pictures:
+    """The pictures that one engine has seen."""
+
+    def __init__(
+        self,
+        mmproj: Path,
+        load: Callable[[], ImageEncoder],
+        cache: DiskCache | None,
+        identity: Mapping[str, Any],
+        image_tokens: int | None = None,
+    ) -> None:
+        """`identity`: what decides the features beside the picture, for the cache.
+
+        `image_tokens`: tokens of one picture at most; the features are merged down to so many.
+        """
+        metadata = read_header(mmproj).metadata
+        self.config = PixelConfig.from_metadata(metadata)
+        self._grid = Grid.from_metadata(metadata)
+        side = metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]
+        self._tokens = int(side**2)
+        self._most = image_tokens
+        self._load = load
+        self._cache = cache
+        self._identity = dict(identity)
+        self._encoder: ImageEncoder | None = None
+        self._rows: OrderedDict[str, Rows] = OrderedDict()
+        self._sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self.seconds = 0.0
+        """Spent on pictures since the engine was made, without loading the encoder."""
+        self.load_s = 0.0
+        """Loading the encoder."""
+        self.encoded = 0
+        """Pictures that had to be computed since the engine was made."""
+
+    @property
+    def spent(self) -> tuple[float, float, int]:
+        """`seconds`, `load_s` and `encoded` until now."""
+        return self.seconds, self.load_s, self.encoded
+
+    def look(self, image: Image) -> Picture:
+        """What is known of a picture without computing its features."""
+        started = time.perf_counter()
+        grid = self._grid
+        how = [image.sha256, image.background, asdict(self.config), grid and grid.pinpoints]
+        key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+        count = self._tokens
+        if grid is not None:
+            count = grid.count(*(self._sizes.get(key) or self._opened(image, key).size))
+        self.seconds += time.perf_counter() - started
+        if self._most is None or count <= self._most:
+            return Picture(key, key, count)
+        return Picture(f"{key}/{self._most}", key, self._most)
+
+    def info(self, image: Image) -> ImageInfo:
+        """What became of a picture."""
+        picture = self.look(image)
+        width, height = self._sizes.get(picture.whole) or self._opened(image, picture.whole).size
+        return ImageInfo(image.source, width, height, picture.count)
+
+    def _opened(self, image: Image, whole: str) -> PILImage:
+        """The pixels; their size is remembered."""
+        pixels = image.open()
+        self._remember_size(whole, pixels.size)
+        return pixels
+
+    def _remember_size(self, whole: str, size: tuple[int, int]) -> None:
+        self._sizes[whole] = size
+        if len(self._sizes) > _KEPT_SIZES:
+            self._sizes.popitem(last=False)
+
+    def rows(self, image: Image) -> Rows:
+        """A picture's features (N, D)."""
+        picture = self.look(image)
+        if picture.key in self._rows:
+            self._rows.move_to_end(picture.key)
+            return self._rows[picture.key]
+        started, loading = time.perf_counter(), self.load_s
+        rows = self._kept(picture)
+        if rows is None:
+            rows = self._computed(image, picture)
+        if len(rows) > picture.count:
+            rows = merged(rows, picture.count)
+        self._rows[picture.key] = rows
+        while sum(r.nbytes for r in self._rows.values()) > _KEPT_BYTES and len(self._rows) > 1:
+            self._rows.popitem(last=False)
+        self.seconds += time.perf_counter() - started - (self.load_s - loading)
+        return rows
+
+    def _kept(self, picture: Picture) -> Rows | None:
+        """Features from the disk."""
+        if self._cache is None:
+            return None
+        found = self._cache.get(KIND, self._key(picture))
+        size = found.meta.get("size") if found is not None else None
+        if found is None or not size:
+            return None
+        self._remember_size(picture.whole, (int(size[0]), int(size[1])))
+        return np.frombuffer(found.payload, np.float32).reshape(found.meta["tokens"], -1)
+
+    def _computed(self, image: Image, picture: Picture) -> Rows:
+        encoder = self.encoder
+        started = time.perf_counter()
+        pixels = self._opened(image, picture.whole)
+        rows = self._encode(encoder, pixels)
+        self.encoded += 1
+        cache, seconds = self._cache, time.perf_counter() - started
+        if cache is not None and cache.worth_keeping(seconds, rows.nbytes):
+            meta = {"size": list(pixels.size), "tokens": len(rows)}
+            cache.put(KIND, self._key(picture), meta, memoryview(rows).cast("B"))
+        return rows
+
+    def _encode(self, encoder: ImageEncoder, pixels: PILImage) -> Rows:
+        grid = self._grid
+        if grid is None or encoder.newline is None:
+            return encoder.encode(prepare(pixels, self.config))
+        features = [encoder.encode(square) for square in grid.squares(pixels, self.config)]
+        return grid.pack(features, encoder.newline, *pixels.size)
+
+    def _key(self, picture: Picture) -> dict[str, Any]:
+        return {**self._identity, "picture": picture.whole}
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The encoder, loaded now if it was not needed before."""
+        if self._encoder is None:
+            started = time.perf_counter()
+            self._encoder = self._load()
+            self.load_s = time.perf_counter() - started
+        return self._encoder
+
+    def close(self) -> None:
+        """Free the encoder; a second call does nothing."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
