@@ -28,6 +28,12 @@ COMMANDS = {
     "convert": ("llava_cli.cli.convert:convert", "Turn a checkpoint into GGUF files."),
     "train": ("llava_cli.cli.train:train", "Train a model: stage 1, stage 2."),
     "data": ("llava_cli.cli.data:data", "Make data for training and tests."),
+    "pull": ("llava_cli.cli.pull:pull", "Fetch a model from the Hub."),
+    "ls": ("llava_cli.cli.store:ls", "List the models on this disk."),
+    "show": ("llava_cli.cli.store:show", "Tell what a model is."),
+    "rm": ("llava_cli.cli.store:rm", "Remove a model from this disk."),
+    "verify": ("llava_cli.cli.pull:verify", "Check a model's files to the last byte."),
+    "alias": ("llava_cli.cli.alias:alias", "List and make short names for models."),
     "config": ("llava_cli.cli.config:config", "Show the settings and where each comes from."),
     "doctor": ("llava_cli.cli.doctor:doctor", "Report what is installed and which engines work."),
 }

@@ -14,7 +14,7 @@ from llava_cli.errors import UsageError
 if TYPE_CHECKING:
     from llava_cli.engines.base import Engine
 
-PHOTO_MODEL = "llava-hf/llava-1.5-7b-hf"
+PHOTO_MODEL = "llava-1.5-7b"
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,18 @@ class ModelChoice:
 def load(choice: ModelChoice, common: Common) -> Engine:
     """Find the model's files and load them."""
     from llava_cli import engines, models
+    from llava_cli.cli.fetching import Fetching
     from llava_cli.terminal.streams import note, status
 
-    offline = common.offline or hub_is_offline()
-    files = models.resolve(
-        choice.model, mmproj=choice.mmproj, engine=choice.engine, offline=offline
-    )
+    with Fetching(common) as fetching:
+        files = models.resolve(
+            choice.model,
+            mmproj=choice.mmproj,
+            engine=choice.engine,
+            offline=common.offline or hub_is_offline(),
+            consent=fetching.consent,
+            on_progress=fetching.progress,
+        )
     wanted = not common.quiet and not common.json and not files.bundled
     with status(f"loading {files.reference} …", wanted):
         engine = engines.load(
