@@ -154,7 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = urllib.parse.unquote(self.path)
         headers = self.headers
         self.hub.requests.append(
-            Request(self.name, self.command, path, headers.get("Range"), headers.get("Authorization"))
+            Request(
+                self.name, self.command, path, headers.get("Range"), headers.get("Authorization")
+            )
         )
         fault = self.hub.fault(path)
         if fault is not None:
@@ -297,9 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             # a reset, as a broken line gives it, and not a tidy end; what was sent may arrive first
             time.sleep(0.02)
-            self.connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
             return

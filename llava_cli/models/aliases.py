@@ -96,7 +96,9 @@ def user_aliases() -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}", "correct or remove the file") from error
+        raise UsageError(
+            f"{path}: cannot be read: {error}", "correct or remove the file"
+        ) from error
     for name, reference in table.items():
         if not isinstance(reference, str):
             raise UsageError(f"{path}: {name} is not a text", 'write NAME = "REFERENCE"')

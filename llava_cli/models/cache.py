@@ -57,7 +57,9 @@ def file_names(folder: Path) -> list[str]:
 def safe_name(name: str) -> str:
     """A file name from the Hub, refused where it would leave its folder."""
     parts = PurePosixPath(name).parts
-    bad = not parts or name.startswith("/") or ".." in parts or re.search(r'[\\:\0-\x1f"<>|?*]', name)
+    bad = (
+        not parts or name.startswith("/") or ".." in parts or re.search(r'[\\:\0-\x1f"<>|?*]', name)
+    )
     if bad:
         raise ModelInvalid(
             f"the Hub names a file that no download may have: {name!r}", "do not use this model"

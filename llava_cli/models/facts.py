@@ -121,6 +121,8 @@ def _gguf_facts(files: ModelFiles) -> Facts:
 def _file_type(number: object) -> str:
     from gguf.constants import LlamaFileType
 
+    if not isinstance(number, int):
+        return "unknown"
     try:
         return LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     except ValueError:

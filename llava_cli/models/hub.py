@@ -39,9 +39,7 @@ class HubModel:
 
     def chosen(self, names: list[str]) -> tuple[str, ...]:
         """Which of these files make this model."""
-        return choose(
-            self.repo, names, self.quant, self.engine, text=self.text, mmproj=self.mmproj
-        )
+        return choose(self.repo, names, self.quant, self.engine, text=self.text, mmproj=self.mmproj)
 
     def __str__(self) -> str:
         if self.asked:

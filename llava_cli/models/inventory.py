@@ -117,7 +117,9 @@ def _scan() -> Any:
     try:
         return scan_cache_dir(cache.root())
     except (CacheNotFound, NotADirectoryError):
-        return HFCacheInfo(size_on_disk=0, repos=frozenset(), incomplete_files=frozenset(), warnings=[])
+        return HFCacheInfo(
+            size_on_disk=0, repos=frozenset(), incomplete_files=frozenset(), warnings=[]
+        )
 
 
 def _held(repo: Any) -> Held:

@@ -107,7 +107,11 @@ def test_a_second_pull_checks_and_fetches_nothing(server: Hub, llava: Llava) -> 
 def test_pull_says_what_it_fetches_line_by_line_on_a_pipe(server: Hub, llava: Llava) -> None:
     said = llava("pull", "org/name")
     assert said.out == ""
-    assert [line.split(":")[0] for line in said.err.splitlines()] == [*NAMES, "README.md", "org/name"]
+    assert [line.split(":")[0] for line in said.err.splitlines()] == [
+        *NAMES,
+        "README.md",
+        "org/name",
+    ]
     assert "\x1b" not in said.err and "\r" not in said.err
 
 

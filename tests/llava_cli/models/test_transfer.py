@@ -153,9 +153,19 @@ def test_a_passing_refusal_is_tried_again(server: Hub, status: int) -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "said", "remedy"),
     [
-        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "token", "HF_TOKEN"),
+        (
+            401,
+            {"X-Error-Message": "Invalid credentials in Authorization header"},
+            "token",
+            "HF_TOKEN",
+        ),
         (401, {}, "no model org/name on the Hub", "hf auth login"),
-        (403, {"X-Error-Message": "no entry"}, "forbids the download of org/name: no entry", "token"),
+        (
+            403,
+            {"X-Error-Message": "no entry"},
+            "forbids the download of org/name: no entry",
+            "token",
+        ),
         (403, {"X-Error-Code": "GatedRepo"}, "gated", "agree at"),
         (404, {}, "no model org/name on the Hub", "check the name"),
         (404, {"X-Error-Code": "RevisionNotFound"}, "no revision", "@"),
