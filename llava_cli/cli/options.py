@@ -73,6 +73,17 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         setattr(ctx.ensure_object(Common), param.name, True)
 
 
+def completed_by(name: str) -> Callable[[click.Context, click.Parameter, str], Any]:
+    """A function of `completing`, imported when a shell asks."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        from llava_cli.cli import completing
+
+        return getattr(completing, name)(ctx, param, incomplete)
+
+    return complete
+
+
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise click.BadParameter("must be a finite number", ctx, param)
@@ -171,11 +182,22 @@ model_options = _all(
         "-m",
         "--model",
         metavar="REF",
-        help="Hub id, folder or .gguf file; without it the bundled model answers.",
+        help="Alias, Hub id, folder or .gguf file; without it the bundled model answers.",
+        shell_complete=completed_by("models"),
     ),
     click.option("--mmproj", metavar="FILE", help="The projector of a .gguf model."),
-    click.option("--engine", metavar="auto|gguf|torch", help="What computes the answer."),
-    click.option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where it is computed."),
+    click.option(
+        "--engine",
+        metavar="auto|gguf|torch",
+        help="What computes the answer.",
+        shell_complete=completed_by("metavar_words"),
+    ),
+    click.option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where it is computed.",
+        shell_complete=completed_by("metavar_words"),
+    ),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),
 )

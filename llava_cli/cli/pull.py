@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llava_cli.cli.groups import Command
-from llava_cli.cli.options import common
+from llava_cli.cli.options import common, completed_by
 
 if TYPE_CHECKING:
     from llava_cli.models.hub import Found, HubModel, Plan
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         ("llava pull org/name@v1.0 --dry-run", "what that would fetch, and how much"),
     ),
 )
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=completed_by("models"))
 @click.option("--quant", metavar="Q", help="Quantisation of a GGUF model: Q4_K_M, Q8_0, …")
 @click.option(
     "--engine",
@@ -135,7 +135,7 @@ def _document(plan: Plan, found: Found | None) -> dict[str, Any]:
     cls=Command,
     examples=(("llava verify llava-1.5-7b", "read every byte and compare checksums"),),
 )
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=completed_by("models"))
 def verify(reference: str) -> None:
     """Check a model's files against their checksums.
 

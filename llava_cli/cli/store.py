@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llava_cli.cli.groups import Command
-from llava_cli.cli.options import common
+from llava_cli.cli.options import common, completed_by
 
 if TYPE_CHECKING:
     from llava_cli.models.hub import Plan
@@ -82,7 +82,7 @@ def _print_held(models: list[Held]) -> None:
         ("llava show ./my-model.gguf --json", "the same of a file, for programs"),
     ),
 )
-@click.argument("reference", metavar="REF", default=None, required=False)
+@click.argument("reference", metavar="REF", required=False, shell_complete=completed_by("models"))
 @click.option("--mmproj", metavar="FILE", help="The projector of a .gguf model.")
 @click.option(
     "--engine",
@@ -194,7 +194,7 @@ def _print_facts(document: dict[str, Any]) -> None:
         ("llava rm org/name:Q8_0 -y", "one quantisation only, without asking"),
     ),
 )
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=completed_by("models"))
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option(
     "--engine",
