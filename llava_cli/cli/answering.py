@@ -25,6 +25,7 @@ class Answer:
     finish_reason: FinishReason
     stats: Stats
     candidates: tuple[Candidate, ...]
+    probabilities: tuple[tuple[str, float], ...] = ()
 
 
 class Collector:
@@ -55,6 +56,7 @@ class Collector:
             finish_reason=self._last.finish_reason,
             stats=self._last.stats or Stats(),
             candidates=self._candidates,
+            probabilities=self._last.probabilities,
         )
 
 
@@ -132,6 +134,8 @@ def document(answer: Answer, engine: Engine, *, top_logprobs: bool) -> dict[str,
             "prefix_tokens_reused": stats.prefix_tokens_reused,
         },
     }
+    if answer.probabilities:
+        result["probabilities"] = dict(answer.probabilities)
     if top_logprobs:
         result["first_token"] = [
             {"id": candidate.id, "text": candidate.text, "logprob": candidate.logprob}
@@ -156,6 +160,7 @@ def write_stats(answer: Answer, engine: Engine) -> None:
         f"load {stats.load_s:.2f} s, image {stats.image_s:.2f} s, prefill {stats.prefill_s:.2f} s,"
         f" first token {stats.ttft_s:.2f} s, {stats.tokens_per_s:.1f} tokens/s"
     )
+    lines += [f"{share:7.4f}  {choice}" for choice, share in answer.probabilities]
     _write_lines(lines)
 
 

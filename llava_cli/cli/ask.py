@@ -20,6 +20,7 @@ from llava_cli.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llava_cli.cli.answering import Answer
     from llava_cli.conversation import Conversation
     from llava_cli.engines.base import Engine, Sampling
     from llava_cli.images import Image
@@ -29,6 +30,7 @@ EXAMPLES = (
     ('llava ask before.png after.png "what changed?"', "several pictures, one answer"),
     ('llava ask "shots/*.png" "describe it" --each', "one JSON line a picture"),
     ('curl -s URL | llava ask - "what is this?" --json', "from a pipe, as JSON"),
+    ('llava ask photo.jpg "is there a dog?" --yes-no --json', "yes or no, how likely"),
     ("llava ask -i @clip -p - < question.txt", "clipboard, and a question from a file"),
 )
 
@@ -52,6 +54,13 @@ EXAMPLES = (
 @click.option("-p", "--prompt", metavar="TEXT", help="The question, where it could be mistaken.")
 @click.option("-s", "--system", metavar="TEXT", help="Replace the system message.")
 @click.option("--prefill", metavar="TEXT", help="Begin the answer with this text.")
+@click.option("--choices", metavar="A,B,C", help="Answer one of these; --json adds probabilities.")
+@click.option("--yes-no", is_flag=True, help="Answer yes or no.")
+@click.option(
+    "--schema",
+    metavar="FILE|DSL",
+    help="Answer in JSON of this schema: a JSON schema, or fields like 'name, age int'.",
+)
 @click.option("--each", is_flag=True, help="One answer for each picture, as JSON Lines.")
 @click.option(
     "--background",
@@ -81,9 +90,9 @@ def ask(
     An argument that names a picture is one; the one that is left is the question (- reads it from
     standard input). Without a picture the model is asked in words alone.
     """
-    from llava_cli.cli import models, question
+    from llava_cli.cli import constraint, models, question
 
-    sampling = sampling_from(options)
+    sampling = constraint.constrained(sampling_from(options), options)
     choice = models.ModelChoice.from_options(options)
     asked = question.parse_question(arguments, images, prompt, _colour(background))
     if options["each"] and not asked.images:
@@ -136,17 +145,21 @@ def _conversation(prompt: str, images: Sequence[Image], options: dict[str, Any])
 def _print_one(
     engine: Engine, conversation: Conversation, sampling: Sampling, options: dict[str, Any]
 ) -> None:
-    from llava_cli.cli import answering
+    from llava_cli.cli import answering, constraint
     from llava_cli.terminal.answers import answer_stream
     from llava_cli.terminal.documents import write_document
+    from llava_cli.terminal.streams import write
 
     as_json = common().json
-    out = None if as_json else answer_stream(sys.stdout, options["markdown"])
+    whole = sampling.schema is not None  # shown when it is known to be JSON
+    out = None if as_json or whole else answer_stream(sys.stdout, options["markdown"])
     tokens = engine.generate(conversation, sampling)
     answer = answering.stream_answer(tokens, out, options["prefill"] or "")
+    constraint.check_answer(answer, sampling)
+    if whole and not as_json:
+        write(answer.text.strip() + "\n")
     if as_json:
-        wanted = sampling.top_logprobs > 0
-        write_document(answering.document(answer, engine, top_logprobs=wanted))
+        write_document(_document(answer, engine, options))
     elif sampling.top_logprobs:
         answering.write_candidates(answer)
     if options["stats"]:
@@ -159,12 +172,21 @@ def _print_each(
     sampling: Sampling,
     options: dict[str, Any],
 ) -> None:
-    from llava_cli.cli import answering
+    from llava_cli.cli import answering, constraint
     from llava_cli.terminal.documents import write_json_line
 
     prefill = options["prefill"] or ""
     for answer in answering.batch_answers(engine, conversations, sampling, prefill):
-        wanted = sampling.top_logprobs > 0
-        write_json_line(answering.document(answer, engine, top_logprobs=wanted))
+        constraint.check_answer(answer, sampling)
+        write_json_line(_document(answer, engine, options))
         if options["stats"]:
             answering.write_stats(answer, engine)
+
+
+def _document(answer: Answer, engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
+    from llava_cli.cli import answering
+
+    document = answering.document(answer, engine, top_logprobs=options["top_logprobs"] > 0)
+    if options["no_cache"]:
+        document["cache"]["image"] = "off"
+    return document

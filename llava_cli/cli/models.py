@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_cli.cli.options import Common
-from llava_cli.cli.settings import resolve
+from llava_cli.cli.settings import resolve, size_bytes
 from llava_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from llava_cli.cache import DiskCache
     from llava_cli.engines.base import Engine
 
 PHOTO_MODEL = "llava-1.5-7b"
@@ -27,6 +29,8 @@ class ModelChoice:
     device: str
     threads: int | None
     prompt_format: str | None
+    no_cache: bool = False
+    cache_size: int = 0
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> ModelChoice:
@@ -42,6 +46,8 @@ class ModelChoice:
             device=str(resolve("device", options["device"]).value),
             threads=None if threads is None else int(threads),
             prompt_format=_known_format(options["prompt_format"]),
+            no_cache=options["no_cache"],
+            cache_size=size_bytes(str(resolve("cache_size").value)),
         )
 
 
@@ -68,6 +74,7 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             device=choice.device,
             threads=choice.threads,
             prompt_format=choice.prompt_format,
+            cache=disk_cache(choice, common),
         )
     if choice.model is None and not common.quiet:
         note(
@@ -77,6 +84,22 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     if common.verbose:
         note(f"{files.reference}: {engine.name} on {engine.device}, prompt {engine.prompt_format}")
     return engine
+
+
+def disk_cache(choice: ModelChoice, common: Common) -> DiskCache | None:
+    """Where pictures that were read are kept between runs; None where that is not wanted."""
+    from llava_cli.cache import DiskCache
+    from llava_cli.terminal.streams import note
+
+    if choice.no_cache or choice.cache_size == 0:
+        return None
+    quiet = common.quiet or common.json
+    return DiskCache(cache_folder(), choice.cache_size, report=(lambda _: None) if quiet else note)
+
+
+def cache_folder() -> Path:
+    """The folder of the disk cache."""
+    return Path(str(resolve("home").value)).expanduser() / "cache"
 
 
 def hub_is_offline() -> bool:

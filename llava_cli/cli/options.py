@@ -200,4 +200,5 @@ model_options = _all(
     ),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),
+    click.option("--no-cache", is_flag=True, help="Keep nothing on disk, use nothing kept there."),
 )

@@ -17,6 +17,8 @@ from typing import Any
 from llava_cli.errors import UsageError
 
 PROJECT_FILE = "llava.toml"
+SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*((?:[KMGT](?:i?B)?)?)\s*", re.IGNORECASE)
+"""4G and 4GiB count in 1024s, 4GB in 1000s."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,20 @@ def _threads(value: str) -> int | None:
     return int(value) if re.fullmatch(r"\d{1,4}", value) and 1 <= int(value) <= 1024 else None
 
 
+def _size(value: str) -> str | None:
+    return value.strip() if SIZE.fullmatch(value) else None
+
+
+def size_bytes(value: str) -> int:
+    """Bytes of a size like 500M, 4GiB, 1.5 GB or 1000."""
+    match = SIZE.fullmatch(value)
+    if match is None:
+        raise UsageError(f"{value} is not a size", "write it like 4GiB")
+    unit = match[2].upper()
+    base = 1000 if unit.endswith("B") and len(unit) == 2 else 1024
+    return int(float(match[1]) * base ** " KMGT".index(unit[:1] or " "))
+
+
 SETTINGS = {
     setting.name: setting
     for setting in (
@@ -64,6 +80,7 @@ SETTINGS = {
         Setting("device", "LLAVA_DEVICE", "auto, cpu, cuda, cuda:N or mps", _device, "auto"),
         Setting("threads", "LLAVA_THREADS", "a number of 1 to 1024", _threads),
         Setting("home", "LLAVA_HOME", "a folder", _text),
+        Setting("cache_size", "LLAVA_CACHE_SIZE", "a size like 4GiB, or 0", _size, "4GiB"),
     )
 }
 

@@ -6,9 +6,17 @@ does, and says what to install where one is missing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llava_cli.cache import DiskCache
 from llava_cli.engines.base import Engine
+from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, MissingDependency, ModelInvalid, UsageError
 from llava_cli.models.files import ModelFiles
+
+if TYPE_CHECKING:
+    from llava_cli.engines.gguf.engine import GgufEngine
 
 __all__ = ["Engine", "load"]
 
@@ -24,11 +32,15 @@ def load(
     context: int | None = None,
     kv_type: str | None = None,
     flash_attention: bool | None = None,
+    tuning: Tuning | None = None,
+    cache: DiskCache | None = None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Engine:
     """Load a model into the engine of its format.
 
     `dtype` (float32, bfloat16, float16) is the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0)
-    and `flash_attention` are the GGUF engine's; `context` bounds the positions of both.
+    `flash_attention`, `tuning` and `cache` are the GGUF engine's; `context` bounds the positions
+    of both; `progress` hears the fraction that is loaded, where the engine knows it.
     """
     if engine not in ("auto", "gguf", "torch"):
         raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
@@ -37,20 +49,31 @@ def load(
         raise ModelInvalid(
             f"the {engine} engine cannot read {files.reference}", f"use --engine {wanted}"
         )
-    if wanted == "gguf":
-        return _gguf(files, device, threads, prompt_format, context, kv_type, flash_attention)
-    return _torch(files, device, threads, prompt_format, context, dtype)
+    if wanted == "torch":
+        return _torch(files, device, threads, prompt_format, context, dtype)
+    return _gguf_class()(
+        files,
+        device=device,
+        threads=threads,
+        prompt_format=prompt_format,
+        context=context,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        tuning=tuning,
+        cache=cache,
+        progress=progress,
+    )
 
 
-def _gguf(
-    files: ModelFiles,
-    device: str,
-    threads: int | None,
-    prompt_format: str | None,
-    context: int | None,
-    kv_type: str | None,
-    flash_attention: bool | None,
-) -> Engine:
+def check_schema(schema: str) -> None:
+    """UsageError for a JSON schema that no answer can be made to follow."""
+    _gguf_class()
+    from llava_cli.engines.gguf.grammar import gbnf_of
+
+    gbnf_of(schema)
+
+
+def _gguf_class() -> type[GgufEngine]:
     try:
         from llava_cli.engines.gguf.engine import GgufEngine
     except ModuleNotFoundError as error:
@@ -62,15 +85,7 @@ def _gguf(
             f"llama.cpp cannot be loaded: {error}",
             "install it again: pip install --force-reinstall llama-cpp-python",
         ) from error
-    return GgufEngine(
-        files,
-        device=device,
-        threads=threads,
-        prompt_format=prompt_format,
-        context=context,
-        kv_type=kv_type,
-        flash_attention=flash_attention,
-    )
+    return GgufEngine
 
 
 def _torch(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines.base import Candidate, FinishReason, Sampling, Stats, Token
-from llava_cli.engines.sampling import Logits, Sampler, top_logprobs
+from llava_cli.engines.sampling import Constraint, Logits, Sampler, top_logprobs
 from llava_cli.engines.text_stream import TextStream
 from llava_cli.engines.tokenise import Vocabulary, end_ids
 from llava_cli.errors import LlavaError
@@ -34,6 +34,74 @@ class Prefilled:
     """All but what the answer adds."""
 
 
+class Writer:
+    """One answer while it grows: takes logits, gives tokens, knows the token to read next."""
+
+    def __init__(
+        self,
+        prompt: Prefilled,
+        vocabulary: Vocabulary,
+        prompt_format: PromptFormat,
+        sampling: Sampling,
+        *,
+        continued: bool,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """`continued`: the answer goes on from a prefill."""
+        lead = "" if continued else prompt_format.answer_open
+        self._text = TextStream((*prompt_format.stop, *sampling.stop), lead)
+        self._ends = end_ids(prompt_format, vocabulary)
+        self._sampler = Sampler(sampling)
+        self._vocabulary = vocabulary
+        self._sampling = sampling
+        self._prompt = prompt
+        self._constraint = constraint
+        self._began = time.perf_counter()
+        self._ttft = self._began - prompt.started
+        self._candidates = first_candidates(prompt.logits, sampling, vocabulary)
+        self.count = 0
+        self.token: int | None = None
+        """What is to be read before the next `take`; None where the answer has ended."""
+        self.reason: FinishReason = "length"
+
+    def take(self, logits: Logits) -> Token | None:
+        """Choose one token; None where the answer has ended before it."""
+        self.token = None
+        if self.count >= self._sampling.max_tokens:
+            return None
+        token = self._sampler.choose(logits, self._constraint)
+        if self.count == 0:
+            self._ttft = time.perf_counter() - self._prompt.started
+        if token in self._ends or self._vocabulary.is_end(token):
+            self.reason = "stop"
+            return None
+        self.count += 1
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        shown = Token(self._text.add(self._vocabulary.piece(token)), token, self._candidates)
+        self._candidates = ()
+        if self._text.stopped:
+            self.reason = "stop"
+        elif self.count < self._sampling.max_tokens:
+            self.token = token
+        return shown
+
+    def close(self) -> Token:
+        """The closing token."""
+        if self._constraint is not None:
+            self._constraint.close()
+        tail = self._text.close()
+        if self._text.stopped:  # the last bytes completed a stop text
+            self.reason = "stop"
+        stats = replace(
+            self._prompt.stats,
+            completion_tokens=self.count,
+            ttft_s=self._ttft,
+            decode_s=time.perf_counter() - self._began,
+        )
+        return Token(tail, None, self._candidates, self.reason, stats)
+
+
 def answer(
     prompt: Prefilled,
     advance: Advance,
@@ -44,36 +112,20 @@ def answer(
     continued: bool,
 ) -> Iterator[Token]:
     """Stream one answer; `continued` is one that goes on from a prefill."""
-    lead = "" if continued else prompt_format.answer_open
-    text = TextStream((*prompt_format.stop, *sampling.stop), lead)
-    ends = end_ids(prompt_format, vocabulary)
-    sampler = Sampler(sampling)
-    began = time.perf_counter()
-    logits: Logits | None = prompt.logits
-    candidates = _candidates(prompt.logits, sampling, vocabulary)
-    reason: FinishReason = "length"
-    ttft = began - prompt.started
-    count = 0
-    while logits is not None and count < sampling.max_tokens:
-        token = sampler.choose(logits)
-        if count == 0:
-            ttft = time.perf_counter() - prompt.started
-        if token in ends or vocabulary.is_end(token):
-            reason = "stop"
+    writer = Writer(prompt, vocabulary, prompt_format, sampling, continued=continued)
+    yield from written(writer, prompt.logits, advance)
+
+
+def written(writer: Writer, logits: Logits | None, advance: Advance) -> Iterator[Token]:
+    """Run one answer to its end."""
+    while logits is not None:
+        token = writer.take(logits)
+        if token is not None:
+            yield token
+        if writer.token is None:
             break
-        count += 1
-        yield Token(text.add(vocabulary.piece(token)), token, candidates)
-        candidates = ()
-        if text.stopped:
-            reason = "stop"
-            break
-        logits = advance(token) if count < sampling.max_tokens else None
-    tail = text.close()
-    if text.stopped:  # the last bytes completed a stop text
-        reason = "stop"
-    decode_s = time.perf_counter() - began
-    stats = replace(prompt.stats, completion_tokens=count, ttft_s=ttft, decode_s=decode_s)
-    yield Token(tail, None, candidates, reason, stats)
+        logits = advance(writer.token)
+    yield writer.close()
 
 
 def room_for(prompt: int, sampling: Sampling, limit: int, reference: str) -> int:
@@ -92,9 +144,10 @@ def is_continued(conversation: Conversation) -> bool:
     return bool(messages) and messages[-1].role == "assistant"
 
 
-def _candidates(
+def first_candidates(
     logits: Logits, sampling: Sampling, vocabulary: Vocabulary
 ) -> tuple[Candidate, ...]:
+    """What `Sampling.top_logprobs` asks for."""
     if sampling.top_logprobs <= 0:
         return ()
     return tuple(

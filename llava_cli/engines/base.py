@@ -32,6 +32,10 @@ class Sampling:
     """Texts that end the answer, beside the prompt format's own; never part of the answer."""
     top_logprobs: int = 0
     """How many candidates of the first token to report."""
+    choices: tuple[tuple[str, ...], ...] = ()
+    """What may be answered; each with other writings of the same answer behind it."""
+    schema: str | None = None
+    """A JSON schema, as text, that the answer follows."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class Token:
     candidates: tuple[Candidate, ...] = ()
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
+    probabilities: tuple[tuple[str, float], ...] = ()
+    """Of every choice; with the closing token, where `Sampling.choices` is given."""
 
 
 class Engine(Protocol):
@@ -106,7 +112,10 @@ class Engine(Protocol):
     prompt_format: str
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
-        """Stream the answer to the last user turn; a last assistant turn is continued (prefill)."""
+        """Stream the answer to the last user turn; a last assistant turn is continued (prefill).
+
+        With `Sampling.choices` the answer is one of them, in one piece.
+        """
         ...
 
     def generate_batch(

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ import torch
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.choices import Choice
 from llava_cli.engines.formats import choose_format
 from llava_cli.engines.hf_vocabulary import HfVocabulary
 from llava_cli.engines.tokenise import Piece, flat, tokenise
-from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory
+from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory, UsageError
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.folders import PREPROCESSORS, read_json
@@ -80,6 +81,11 @@ class TorchEngine:
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
+        if sampling.schema is not None:
+            raise UsageError("the PyTorch engine follows no schema", "use --engine gguf")
+        if sampling.choices:
+            yield from self._chosen(conversation, sampling)
+            return
         prompt = self._read(conversation, sampling)
         yield from answer.answer(
             prompt,
@@ -89,6 +95,24 @@ class TorchEngine:
             sampling,
             continued=answer.is_continued(conversation),
         )
+
+    def _chosen(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
+        """One of the answers that are allowed."""
+
+        def cells_of(asked: Conversation) -> Sequence[Cell]:
+            pictures = [self._features(image)[0] for image in asked.images]
+            return _cells(self._pieces(asked), asked.images, pictures)
+
+        def behind(cells: Sequence[Cell]) -> npt.NDArray[np.float32]:
+            known = self._keep(cells[:-1])
+            ids = torch.tensor([[c for c in cells[known:] if isinstance(c, int)]])
+            with torch.inference_mode():
+                rows = self._model.get_input_embeddings()(ids.to(self.device))
+            return self._forward(rows, list(cells[known:]))
+
+        choice = Choice(conversation, sampling, cells_of)
+        prompt = self._read(conversation, replace(sampling, max_tokens=max(choice.longest, 1)))
+        yield from choice.answer(prompt, behind, self._vocabulary)
 
     def generate_batch(
         self, conversations: Sequence[Conversation], sampling: Sampling

@@ -7,7 +7,7 @@ min-p, temperature, draw. Everything runs in float64. Not here: what ends an ans
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,26 @@ PENALTY_WINDOW = 64
 """The repeat penalty looks at so many last tokens of the answer."""
 
 
+class Constraint(Protocol):
+    """What may come next; a grammar, for instance."""
+
+    def allows(self, token: int) -> bool:
+        """Whether the answer may go on with this token."""
+        ...
+
+    def masked(self, logits: Logits) -> Logits:
+        """Logits (V,) with -inf for all that may not come; at least one may."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The answer goes on with this token."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
 class Sampler:
     """Chooses the tokens of one answer."""
 
@@ -28,8 +48,12 @@ class Sampler:
         self._random = np.random.default_rng(sampling.seed)
         self._recent: deque[int] = deque(maxlen=PENALTY_WINDOW)
 
-    def choose(self, logits: Logits) -> int:
-        """The next token's id; logits (V,) are left as they are."""
+    def choose(self, logits: Logits, constraint: Constraint | None = None) -> int:
+        """The next token's id; logits (V,) are left as they are.
+
+        A token that the constraint forbids is drawn again among those that it allows, which gives
+        every allowed one the probability it has among them.
+        """
         sampling = self._sampling
         if sampling.repeat_penalty != 1.0 and self._recent:
             logits = self._penalised(logits)
@@ -40,6 +64,9 @@ class Sampler:
                 "its files may be damaged, or its numbers too large for this precision",
             )
         token = best if sampling.temperature <= 0 else self._drawn(logits)
+        if constraint is not None and not constraint.allows(token):
+            logits = constraint.masked(logits)
+            token = int(np.argmax(logits)) if sampling.temperature <= 0 else self._drawn(logits)
         self._recent.append(token)
         return token
 

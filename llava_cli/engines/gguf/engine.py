@@ -1,51 +1,41 @@
 """The GGUF engine: llama.cpp's low-level API behind the `Engine` protocol.
 
 Prompt ids and pixels are made here in Python, the same way as in the PyTorch engine; llama.cpp
-only computes. Features of pictures are kept, and a prompt that begins like the last one is read
-only from where it differs.
+only computes. Nothing is computed twice that is still known: a prompt is read from where it differs
+from the last one, or from behind its last picture where an earlier run left that on the disk.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llava_cli.cache import DiskCache, file_identity
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
-from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.base import Sampling, Token
+from llava_cli.engines.choices import Choice
 from llava_cli.engines.formats import choose_format
-from llava_cli.engines.gguf import binding
-from llava_cli.engines.gguf.language import Cell, ContextSettings, LanguageModel, Logits
+from llava_cli.engines.gguf.batch import Batch
+from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.gguf.interrupt import Interrupt
+from llava_cli.engines.gguf.language import LanguageModel
+from llava_cli.engines.gguf.memory import slots_for
+from llava_cli.engines.gguf.pictures import Pictures
+from llava_cli.engines.gguf.prompt import Reader
+from llava_cli.engines.gguf.setup import Setup, versions
+from llava_cli.engines.gguf.states import States
 from llava_cli.engines.gguf.vision import ImageEncoder
-from llava_cli.engines.tokenise import Piece, flat, tokenise
+from llava_cli.engines.tokenise import flat
+from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, ModelInvalid
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
-from llava_cli.pixels import prepare
-from llava_cli.prompts import render, runs
-
-_BYTES_A_THREAD = 24 * 1024 * 1024
-_KEPT_BYTES = 256 * 1024 * 1024
-"""Features of pictures that are kept for later turns."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """A picture as the language model reads it."""
-
-    key: str
-    """Identity of its prepared pixels."""
-    rows: npt.NDArray[np.float32]
-    """(N, D)"""
-    width: int
-    height: int
 
 
 class GgufEngine:
@@ -63,86 +53,104 @@ class GgufEngine:
         context: int | None = None,
         kv_type: str | None = None,
         flash_attention: bool | None = None,
-        repack: bool = False,
+        tuning: Tuning | None = None,
+        cache: DiskCache | None = None,
+        progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Load; `kv_type` and `flash_attention` default to exactness for float32 models.
 
-        `repack` makes llama.cpp rearrange the weights for this processor: slower to load, sometimes
-        quicker afterwards.
+        `cache` keeps pictures and what was read up to them for later runs; `progress` hears the
+        fraction of the weights that is loaded.
         """
         started = time.perf_counter()
         self._language: LanguageModel | None = None
-        self._vision: ImageEncoder | None = None
         self.files = files
         self._format = choose_format(files, prompt_format)
         self.prompt_format = self._format.name
         if files.mmproj is None:
             raise ModelInvalid(f"{files.reference} has no mmproj", "give it with --mmproj FILE")
-        self.device, gpu = _device(device)
-        exact = files.config.get("general.file_type") == 0  # all float32
-        settings = ContextSettings(
-            threads=threads or default_threads(files.path.stat().st_size),
-            kv_type=kv_type or ("f32" if exact else "f16"),
-            flash_attention=not exact if flash_attention is None else flash_attention,
-            use_gpu=self.device != "cpu",
+        self.setup = Setup.choose(
+            files,
+            device=device,
+            threads=threads,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            tuning=tuning or Tuning(),
         )
-        self._kept: OrderedDict[tuple[str, str], Features] = OrderedDict()
-        try:
-            self._language = LanguageModel(files.path, settings, gpu=gpu, repack=repack)
-            self._vision = ImageEncoder(
-                files.mmproj,
-                self._language.model,
-                threads=settings.threads,
-                use_gpu=settings.use_gpu,
-                width=self._language.width,
-            )
-        except BaseException:
-            self.close()
-            raise
+        self.device = self.setup.device
+        self._interrupt = Interrupt()
+        self._language = LanguageModel(files.path, self.setup.load, self._interrupt, progress)
         if context is not None:
             self._language.limit = min(self._language.limit, context)
-        self._load_s = time.perf_counter() - started
+        self._context = Context(self._language, self.setup.context, self._interrupt)
+        vision: dict[str, Any] = {}
+        self._states: States | None = None
+        if cache is not None:
+            cache = cache.of_versions(versions())
+            vision = {"mmproj": file_identity(files.mmproj), "device": self.device}
+            text = {"model": file_identity(files.path), **self.setup.identity()}
+            self._states = States(cache, {**vision, **text})
+        self._pictures = Pictures(files.mmproj, self._encoder, cache, vision)
+        load_s = time.perf_counter() - started
+        self._reader = Reader(self._language, self._format, self._pictures, files.reference, load_s)
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
-        prompt = self._read(conversation, sampling)
-        yield from answer.answer(
-            prompt,
-            self._advance,
-            self._text.vocabulary,
-            self._format,
-            sampling,
-            continued=answer.is_continued(conversation),
-        )
+        if sampling.choices:
+            choice = Choice(conversation, sampling, lambda c: self._reader.prompt(c).cells)
+            room = replace(sampling, max_tokens=max(choice.longest, 1))
+            prompt, unkept = self._read(conversation, room)
+            yield from choice.answer(prompt, self._behind, self._text.vocabulary)
+        else:
+            prompt, unkept = self._read(conversation, sampling)
+            writer = self._reader.writer(prompt, conversation, sampling)
+            yield from answer.written(writer, prompt.logits, self._advance)
+        if unkept is not None and self._states is not None:  # the person has the answer already
+            self._states.keep(self._context, *unkept)
 
     def generate_batch(
         self, conversations: Sequence[Conversation], sampling: Sampling
     ) -> Iterator[tuple[int, Token]]:
-        """Answer many conversations, one after the other."""
-        for index, conversation in enumerate(conversations):
-            for token in self.generate(conversation, sampling):
-                yield index, token
+        """Answer many conversations at once; the order in which they end is not theirs."""
+        text = self._text
+        if len(conversations) == 1 or sampling.choices:  # a choice takes few steps or none
+            for index, conversation in enumerate(conversations):
+                for token in self.generate(conversation, sampling):
+                    yield index, token
+            return
+
+        def make(slots: int) -> Context:
+            return Context(
+                text, self.setup.context, self._interrupt, sequences=slots, unified=False
+            )
+
+        def slots(positions: int) -> int:
+            return slots_for(positions, self.setup.context, self.files)
+
+        yield from Batch(self._reader, make, conversations, sampling, slots).run()
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""
-        return flat(self._pieces(conversation))
+        return flat(self._reader.pieces(conversation))
 
     def first_logits(self, conversation: Conversation) -> Logits:
         """Logits (V,) of the answer's first token, for parity checks."""
-        return np.array(self._read(conversation, Sampling(max_tokens=1)).logits, np.float32)
+        prompt, _ = self._read(conversation, Sampling(max_tokens=1))
+        return np.array(prompt.logits, np.float32)
 
     def image_features(self, image: Image) -> npt.NDArray[np.float32]:
         """A picture's features (N, D), for parity checks."""
-        return self._features(image)[0].rows
+        return self._pictures.rows(image)
 
     def close(self) -> None:
         """Free what the engine holds; a second call does nothing."""
-        if self._vision is not None:
-            self._vision.close()
-            self._vision = None
-        if self._language is not None:
-            self._language.close()
-            self._language = None
+        if self._language is None:
+            return
+        self._pictures.close()
+        self._context.close()
+        self._interrupt.close()
+        self._language.close()
+        self._language = None
 
     @property
     def _text(self) -> LanguageModel:
@@ -150,120 +158,58 @@ class GgufEngine:
             raise LlavaError("the engine was closed")
         return self._language
 
-    def _pieces(self, conversation: Conversation) -> tuple[Piece, ...]:
-        return tokenise(runs(render(conversation, self._format)), self._text.vocabulary)
-
-    def _read(self, conversation: Conversation, sampling: Sampling) -> answer.Prefilled:
-        """Read a prompt as far as it is not in the context already."""
-        started = time.perf_counter()
-        text = self._text
-        pieces = self._pieces(conversation)
-        found = [self._features(image) for image in conversation.images]
-        pictures = [features for features, _ in found]
-        seen = time.perf_counter()
-        cells = _cells(pieces, pictures)
-        text.reserve(answer.room_for(len(cells), sampling, text.limit, self.files.reference))
-        reused = text.keep(cells[:-1])  # at least one position is read: it gives the logits
-        logits = self._read_from(reused, pieces, pictures)
-        image_tokens = sum(len(pictures[p.image].rows) for p in pieces if p.image is not None)
-        stats = Stats(
-            prompt_tokens=len(cells) - image_tokens,
-            image_tokens=image_tokens,
-            load_s=self._load_s,
-            image_s=seen - started,
-            prefill_s=time.perf_counter() - seen,
-            cache_image="off" if not found else "hit" if all(hit for _, hit in found) else "miss",
-            prefix_tokens_reused=reused,
-            images=tuple(
-                ImageInfo(image.source, picture.width, picture.height, len(picture.rows))
-                for image, picture in zip(conversation.images, pictures, strict=True)
-            ),
+    def _encoder(self) -> ImageEncoder:
+        if self.files.mmproj is None:
+            raise LlavaError("the engine has no mmproj")
+        return ImageEncoder(
+            self.files.mmproj,
+            self._text.model,
+            self._interrupt,
+            threads=self.setup.context.threads,
+            use_gpu=self.setup.context.use_gpu,
+            width=self._text.width,
         )
-        return answer.Prefilled(logits, started, stats)
 
-    def _read_from(
-        self, reused: int, pieces: Sequence[Piece], pictures: Sequence[Features]
-    ) -> Logits:
-        """Read the pieces behind the first `reused` positions."""
-        text, place = self._text, 0
-        logits: Logits | None = None
-        for piece in pieces:
-            picture = pictures[piece.image] if piece.image is not None else None
-            length = len(piece.ids) if picture is None else len(picture.rows)
-            skip = min(max(reused - place, 0), length)
-            place += length
-            if skip == length:
-                continue
-            if picture is None:
-                logits = text.read_tokens(piece.ids[skip:])
-            else:
-                logits = text.read_rows(picture.rows, picture.key, skip)
-        if logits is None:
-            raise LlavaError("the prompt is empty", "ask something")
-        return logits
+    def _read(
+        self, conversation: Conversation, sampling: Sampling
+    ) -> tuple[answer.Prefilled, tuple[int, float] | None]:
+        """Read a prompt as far as it is not known already.
+
+        Also what `States.keep` is to write afterwards: the position behind the last picture and the
+        seconds a position took.
+        """
+        started = time.perf_counter()
+        text, context, reader = self._text, self._context, self._reader
+        spent, loading, encoded = self._pictures.spent
+        prompt = reader.prompt(conversation)
+        context.limit = text.limit
+        context.reserve(reader.room_for(len(prompt.cells), sampling))
+        known = context.keep(prompt.cells[:-1])  # at least one position is read, for its logits
+        if self._states is not None and prompt.images:
+            known = self._states.restore(context, prompt, known)
+        logits = reader.read(context, 0, prompt, known)
+        image_s = self._pictures.seconds - spent
+        waited = image_s + self._pictures.load_s - loading
+        prefill_s = time.perf_counter() - started - waited
+        stats = reader.stats(
+            prompt,
+            image_s=image_s,
+            prefill_s=prefill_s,
+            hit=self._pictures.encoded == encoded,
+            reused=known,
+        )
+        unkept = None
+        if prompt.last_picture_end > known:
+            unkept = prompt.last_picture_end, prefill_s / (len(prompt.cells) - known)
+        return answer.Prefilled(logits, started, stats), unkept
+
+    def _behind(self, cells: Sequence[Cell]) -> Logits:
+        """Logits (V,) behind cells that begin like what was read and end in text."""
+        known = self._context.keep(cells[:-1])
+        return self._context.read_tokens([c for c in cells[known:] if isinstance(c, int)])
 
     def _advance(self, token: int) -> Logits | None:
-        text = self._text
-        if len(text.cells) >= text.capacity:
+        context = self._context
+        if self._language is None or len(context.cells[0]) >= context.capacity:
             return None
-        return text.read_tokens((token,))
-
-    def _features(self, image: Image) -> tuple[Features, bool]:
-        """A picture's features, and whether they were kept from before."""
-        identity = (image.sha256, image.background)
-        if identity in self._kept:
-            self._kept.move_to_end(identity)
-            return self._kept[identity], True
-        if self._vision is None:
-            raise LlavaError("the engine was closed")
-        picture = image.open()
-        pixels = prepare(picture, self._vision.pixels)
-        key = hashlib.sha256(pixels.tobytes()).hexdigest()
-        features = Features(key, self._vision.encode(pixels), *picture.size)
-        self._kept[identity] = features
-        while sum(f.rows.nbytes for f in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
-            self._kept.popitem(last=False)
-        return features, False
-
-
-def default_threads(size: int) -> int:
-    """Processor cores for a model of so many bytes.
-
-    Threads wait for each other at every operation, which costs a small model more than they give,
-    above all on a busy machine. Large machines do not gain from their cores' second threads.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    cores = cores if cores <= 4 else max(4, cores // 2)
-    return max(1, min(cores, size // _BYTES_A_THREAD))
-
-
-def _cells(pieces: Sequence[Piece], pictures: Sequence[Features]) -> list[Cell]:
-    """What will stand at each position of the context."""
-    cells: list[Cell] = []
-    for piece in pieces:
-        if piece.image is None:
-            cells += piece.ids
-        else:
-            picture = pictures[piece.image]
-            cells += [(picture.key, row) for row in range(len(picture.rows))]
-    return cells
-
-
-def _device(wanted: str) -> tuple[str, int]:
-    """The device's name and number."""
-    binding.start()
-    there = binding.offload_device()
-    if wanted in ("auto", "cpu"):
-        return (there if wanted == "auto" else "cpu"), 0
-    name, _, number = wanted.partition(":")
-    if name != there:
-        raise LlavaError(
-            f"this llama-cpp-python computes on {there}, not on {wanted}",
-            "use --device auto, or install a llama-cpp-python that was built for it",
-        )
-    if number and not number.isdigit():
-        raise LlavaError(f"{wanted} names no device", "write it like cuda:0")
-    return wanted, int(number or 0)
+        return context.read_tokens((token,))

@@ -24,20 +24,24 @@ import numpy as np
 import numpy.typing as npt
 
 from llava_cli.engines.gguf.binding import ggml_base, lib
+from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.errors import ModelInvalid
 
 Rows = npt.NDArray[np.float32]
 
 _TYPE, _NE0, _NE1, _OP, _OP_PARAM0, _SRC0, _SRC1, _NAME = 0, 16, 24, 80, 84, 152, 160, 256
 """Offsets into struct ggml_tensor."""
+_PAUSE = 24
+"""Nodes computed in one go, some three quarters of a layer: Ctrl-C is heard in between."""
 _F32, _I32 = 0, 26
 
 
 class GraphGuard:
     """The callback and what it saw of the last picture."""
 
-    def __init__(self, *, has_class: bool, erf_layers: int = 0) -> None:
+    def __init__(self, interrupt: Interrupt, *, has_class: bool, erf_layers: int = 0) -> None:
         """`erf_layers`: how many layers of the tower have a GELU that must be the erf form."""
+        self._interrupt = interrupt
         self._ggml = _declared(ggml_base())
         self._unary = _unary_ops(self._ggml)
         self._has_class = has_class
@@ -73,12 +77,19 @@ class GraphGuard:
         self._gelu_switched = 0
         self._behind_tower = False
         self._error = ""
+        self._nodes = 0
+        self._patch_node = 0
 
     def _on_node(self, tensor: int, ask: bool, _data: Any) -> bool:
         """Asked before a node runs (True: stop behind it and call again with ask=False)."""
         try:
+            if self._interrupt.raised:  # stop behind this node, and there end it all
+                return ask
+            self._nodes += ask
             if not self._error:
-                return self._before(tensor) if ask else self._after(tensor)
+                if not ask:
+                    return self._after(tensor)
+                return self._before(tensor) or self._nodes % _PAUSE == 0
         except Exception as error:  # noqa: BLE001 - ctypes would print it and go on unrepaired
             self._error = f"{type(error).__name__}: {error}"
         return not ask
@@ -92,9 +103,9 @@ class GraphGuard:
             if self._order == "last":
                 for rows in self._pending:
                     self._write_rows(rows)
-            return self._patches is not None
+            return self._expect_patches(tensor)
         if op == b"ADD" and b"patch_embd.bias" in second and not self._has_class:
-            return self._patches is not None
+            return self._expect_patches(tensor)
         if op == b"GET_ROWS" and (b"positions" in second or b"patches" in second):
             numbers = _pointer(tensor, _SRC1) or 0
             self._behind_tower = b"patches" in second
@@ -106,10 +117,15 @@ class GraphGuard:
             self._use_erf(tensor)
         return False
 
+    def _expect_patches(self, tensor: int) -> bool:
+        """Whether the patch embedding, which this node computes, is to be replaced."""
+        self._patch_node = tensor
+        return self._patches is not None
+
     def _after(self, tensor: int) -> bool:
-        """The patch embedding stands in this node: put ours in its place."""
+        """Where the patch embedding stands in this node: put ours in its place."""
         patches = self._patches
-        if patches is None:
+        if patches is None or tensor != self._patch_node:
             return True
         count, width = patches.shape
         classes = 1 if self._has_class else 0

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from llava_cli.engines.gguf import binding
 from llava_cli.engines.gguf.binding import mtmd
 from llava_cli.engines.gguf.guard import GraphGuard
+from llava_cli.engines.gguf.interrupt import Interrupt
+from llava_cli.engines.gguf.language import LoadWatch
 from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory
 from llava_cli.models.gguf_header import BF16, F16, F32, GGUFHeader, read_header
 from llava_cli.pixels import PixelConfig, Pixels, normalise
@@ -27,15 +29,25 @@ _FLASH_AUTO, _FLASH_OFF = -1, 0
 class ImageEncoder:
     """A mmproj, loaded for one text model."""
 
-    def __init__(self, path: Path, model: int, *, threads: int, use_gpu: bool, width: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: int,
+        interrupt: Interrupt,
+        *,
+        threads: int,
+        use_gpu: bool,
+        width: int,
+    ) -> None:
         """`model` is llama.cpp's text model, `width` its embedding width D."""
         self._context: Any = None
         header = read_header(path)
         self.pixels = PixelConfig.from_metadata(header.metadata)
         self.width = width
         self._embed = PatchEmbedding(header)
+        self._interrupt = interrupt
         self._guard = GraphGuard(
-            has_class="v.class_embd" in header.tensors, erf_layers=_erf_layers(header)
+            interrupt, has_class="v.class_embd" in header.tensors, erf_layers=_erf_layers(header)
         )
         parameters = mtmd.mtmd_context_params_default()
         parameters.warmup = False
@@ -45,7 +57,10 @@ class ImageEncoder:
         parameters.flash_attn_type = _FLASH_OFF if _all_f32(header) else _FLASH_AUTO
         parameters.cb_eval = self._guard.callback
         binding.forget_errors()
-        self._context = mtmd.mtmd_init_from_file(str(path).encode(), model, parameters)
+        watch = LoadWatch(interrupt)
+        parameters.progress_callback = mtmd.mtmd_progress_callback(watch.on_progress)
+        with interrupt.deferred():
+            self._context = mtmd.mtmd_init_from_file(str(path).encode(), model, parameters)
         if not self._context:
             if binding.ran_out_of_memory():
                 raise OutOfMemory(f"{path.name} does not fit into memory", "use a smaller model")
@@ -79,7 +94,8 @@ class ImageEncoder:
         if code != 0 or mtmd.mtmd_input_chunks_size(chunks) != 1:
             raise LlavaError(f"llama.cpp did not take the picture (code {code})", _REPORT)
         chunk = mtmd.mtmd_input_chunks_get(chunks, 0)
-        code = mtmd.mtmd_encode_chunk(self._context, chunk)
+        with self._interrupt.deferred():
+            code = mtmd.mtmd_encode_chunk(self._context, chunk)
         self._guard.check()
         if code != 0:
             raise LlavaError(f"llama.cpp could not encode the picture (code {code})", _REPORT)

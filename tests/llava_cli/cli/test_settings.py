@@ -47,12 +47,8 @@ def test_settings_reach_the_engine(
     monkeypatch.setenv("LLAVA_DEVICE", "cuda:1")
     found = llava("ask", "hi", "--json", "--engine", "gguf")
     assert found.json["model"] == "org/name"
-    assert llava.load_options == {
-        "engine": "gguf",
-        "device": "cuda:1",
-        "threads": 3,
-        "prompt_format": None,
-    }
+    wanted = {"engine": "gguf", "device": "cuda:1", "threads": 3, "prompt_format": None}
+    assert llava.load_options.items() >= wanted.items()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from llava_cli.conversation import Conversation
 from llava_cli.engines import Engine
 from llava_cli.engines.base import Sampling
 from llava_cli.engines.gguf import binding
-from llava_cli.engines.gguf.engine import default_threads
 from llava_cli.engines.gguf.guard import GraphGuard
+from llava_cli.engines.gguf.setup import default_threads
 from llava_cli.engines.gguf.vision import PatchEmbedding
 from llava_cli.errors import LlavaError, ModelInvalid, UsageError
 from llava_cli.images import Image

@@ -1,0 +1,312 @@
+"""What a language model has read: sequences of cells, and the reading itself.
+
+What stands at each position is known as a list of cells, so that a prompt with the same beginning
+is not read again. Every reading either happens whole or leaves the sequences as they were.
+Legend: V vocabulary, N positions, D width of an embedding row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llava_cli.engines.gguf import binding
+from llava_cli.engines.gguf.binding import lib
+from llava_cli.engines.gguf.interrupt import Interrupt
+from llava_cli.engines.gguf.language import LanguageModel
+from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory
+
+Logits = npt.NDArray[np.float32]
+Cell = int | tuple[str, int]
+"""What stands at one position: a token id, or a row of a picture's features."""
+
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
+FLASH_AUTO, FLASH_OFF, FLASH_ON = -1, 0, 1
+_GRAIN = 256
+"""llama.cpp rounds contexts up to this."""
+_ABORTED = 2
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How a context computes and stores."""
+
+    threads: int
+    kv_type: str
+    flash_attention: int
+    """FLASH_AUTO, FLASH_OFF or FLASH_ON."""
+    use_gpu: bool
+    ubatch: int = 512
+    """Positions computed in one go."""
+
+
+class Context:
+    """Some sequences that one model reads, each with its own cells."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: ContextSettings,
+        interrupt: Interrupt,
+        *,
+        sequences: int = 2,
+        unified: bool = True,
+    ) -> None:
+        """`unified` sequences share cells that were copied; otherwise each has its own room."""
+        self._context: Any = None
+        self._batches: dict[int, Any] = {}
+        self._model = model
+        self._settings = settings
+        self._interrupt = interrupt
+        self._sequences = sequences
+        self._unified = unified
+        self.limit = model.limit
+        """Positions of one sequence at most."""
+        self.capacity = 0
+        """Positions of one sequence for which there is room."""
+        self.cells: list[list[Cell]] = [[] for _ in range(sequences)]
+
+    def reserve(self, positions: int) -> None:
+        """Make room for so many positions a sequence; what was read stays where possible."""
+        if positions <= self.capacity:
+            return
+        try:
+            context = self._made(max(positions, 2 * self.capacity))  # doubling moves little
+        except OutOfMemory:
+            if 2 * self.capacity <= positions:
+                raise
+            context = self._made(positions)
+        if self._context:
+            self._move(context)
+        self._free_context()
+        self._context = context
+        self.capacity = min(int(lib.llama_n_ctx_seq(context)), self.limit)
+
+    def _made(self, positions: int) -> Any:
+        """A context of llama.cpp with so many positions a sequence."""
+        settings = self._settings
+        room = min(-(-positions // _GRAIN) * _GRAIN, max(self.limit, positions))
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx = room if self._unified else room * self._sequences
+        parameters.n_seq_max = self._sequences
+        parameters.kv_unified = self._unified
+        parameters.n_batch = parameters.n_ubatch = settings.ubatch
+        parameters.n_threads = parameters.n_threads_batch = settings.threads
+        parameters.type_k = parameters.type_v = KV_TYPES[settings.kv_type]
+        parameters.flash_attn_type = settings.flash_attention
+        parameters.offload_kqv = parameters.op_offload = settings.use_gpu
+        parameters.no_perf = True
+        parameters.abort_callback = self._interrupt.callback
+        parameters.abort_callback_data = self._interrupt.data
+        binding.forget_errors()
+        context = lib.llama_init_from_model(self._model.model, parameters)
+        if context:
+            return context
+        reasons = "; ".join(binding.last_errors()[-2:])
+        if binding.ran_out_of_memory() or not reasons:
+            raise OutOfMemory(
+                f"a context of {parameters.n_ctx} tokens does not fit into memory",
+                "ask with fewer pictures or a smaller --max-tokens",
+            )
+        raise ModelInvalid(f"llama.cpp cannot run this model: {reasons}", "use another model")
+
+    def _move(self, context: Any) -> None:
+        """Carry what was read over to a larger context."""
+        for sequence, cells in enumerate(self.cells):
+            if not cells:
+                continue
+            state = self.state(sequence)
+            data = (ctypes.c_uint8 * len(state)).from_buffer(state)
+            if not lib.llama_state_seq_set_data(context, data, len(state), sequence):
+                self.cells[sequence] = []
+
+    def keep(self, cells: Sequence[Cell], sequence: int = 0) -> int:
+        """Forget all but the beginning that `cells` shares with what was read; its length."""
+        mine = self.cells[sequence]
+        shared = 0
+        for old, new in zip(mine, cells, strict=False):
+            if old != new:
+                break
+            shared += 1
+        if shared < len(mine) and not self._remove(sequence, shared):
+            self.forget(sequence)
+            shared = 0
+        return shared
+
+    def forget(self, sequence: int = 0) -> None:
+        """Empty a sequence."""
+        if self.cells[sequence]:
+            self._remove(sequence, 0)
+
+    def _remove(self, sequence: int, start: int) -> bool:
+        """Remove all from a position on; False where this model cannot cut there."""
+        memory = lib.llama_get_memory(self._context)
+        if not lib.llama_memory_seq_rm(memory, sequence, start, -1):
+            return False
+        del self.cells[sequence][start:]
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let an empty sequence begin like another; costs nothing in a unified context."""
+        if not self._unified:
+            raise ValueError("sequences with room of their own are copied with `state`")
+        self.forget(target)
+        memory = lib.llama_get_memory(self._context)
+        lib.llama_memory_seq_cp(memory, source, target, 0, length)
+        self.cells[target] = self.cells[source][:length]
+
+    def state(self, sequence: int) -> memoryview:
+        """What was read of a sequence, for `restore`: bytes (N,)."""
+        size = self.state_bytes(sequence)
+        buffer = np.empty(size, np.uint8)  # not zeroed: it may be hundreds of megabytes
+        data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = lib.llama_state_seq_get_data(self._context, data, size, sequence)
+        return memoryview(buffer)[:written]
+
+    def state_bytes(self, sequence: int) -> int:
+        """How large `state` is."""
+        return int(lib.llama_state_seq_get_size(self._context, sequence))
+
+    def restore(self, sequence: int, state: memoryview, cells: Sequence[Cell]) -> bool:
+        """Put a state of `cells` in place of a sequence; False, and empty, if it does not fit."""
+        self.forget(sequence)
+        data = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        read = lib.llama_state_seq_set_data(self._context, data, len(state), sequence)
+        memory = lib.llama_get_memory(self._context)
+        last = lib.llama_memory_seq_pos_max(memory, sequence)
+        if read != len(state) or last != len(cells) - 1:
+            lib.llama_memory_seq_rm(memory, sequence, 0, -1)
+            return False
+        self.cells[sequence] = list(cells)
+        return True
+
+    def read_tokens(self, ids: Sequence[int], sequence: int = 0) -> Logits:
+        """Read token ids behind what was read; the logits (V,) behind the last one."""
+        return self.read_many([(sequence, ids)])[0]
+
+    def read_many(self, reading: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
+        """Read token ids into several sequences at once; the logits (V,) behind each last one."""
+        flat = [
+            (sequence, token, place == len(ids) - 1)
+            for sequence, ids in reading
+            for place, token in enumerate(ids)
+        ]
+        found: list[Logits] = []
+        for start in range(0, len(flat), self._settings.ubatch):
+            chunk = flat[start : start + self._settings.ubatch]
+            batch = self._batch(0, len(chunk))
+            for i, (_, token, _) in enumerate(chunk):
+                batch.token[i] = token
+            found += self._decode(
+                batch, [(s, token) for s, token, _ in chunk], [last for _, _, last in chunk]
+            )
+        if len(found) != len(reading):
+            raise ValueError("no tokens to read")
+        return found
+
+    def read_rows(
+        self, rows: npt.NDArray[np.float32], key: str, skip: int = 0, sequence: int = 0
+    ) -> Logits:
+        """Read a picture's features (N, D) from row `skip` on; the logits (V,) behind the last."""
+        found: list[Logits] = []
+        step = self._settings.ubatch
+        for start in range(skip, len(rows), step):
+            chunk = np.ascontiguousarray(rows[start : start + step], np.float32)
+            batch = self._batch(self._model.width, len(chunk))
+            ctypes.memmove(batch.embd, chunk.ctypes.data, chunk.nbytes)
+            cells: list[tuple[int, Cell]] = [
+                (sequence, (key, start + i)) for i in range(len(chunk))
+            ]
+            wanted = [False] * len(chunk)
+            wanted[-1] = start + step >= len(rows)
+            found += self._decode(batch, cells, wanted)
+        if not found:
+            raise ValueError("no rows to read")
+        return found[0]
+
+    def _batch(self, width: int, count: int) -> Any:
+        """A batch of llama.cpp, for ids (width 0) or rows; kept and used again."""
+        if width not in self._batches:
+            self._batches[width] = lib.llama_batch_init(self._settings.ubatch, width, 1)
+        batch = self._batches[width]
+        batch.n_tokens = count
+        return batch
+
+    def _decode(
+        self, batch: Any, cells: Sequence[tuple[int, Cell]], wanted: Sequence[bool]
+    ) -> list[Logits]:
+        """Compute a batch of (sequence, cell); the logits of the positions that are `wanted`."""
+        before = {sequence: len(self.cells[sequence]) for sequence, _ in cells}
+        places = dict(before)
+        for i, (sequence, _) in enumerate(cells):
+            batch.pos[i] = places[sequence]
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = wanted[i]
+            places[sequence] += 1
+        done = False
+        try:
+            self._compute(batch)
+            for sequence, cell in cells:
+                self.cells[sequence].append(cell)
+            done = True
+        finally:  # Ctrl-C may come at any point of the above
+            if not done:
+                self._restore(before)
+        return [self._logits(i) for i, is_wanted in enumerate(wanted) if is_wanted]
+
+    def _compute(self, batch: Any) -> None:
+        places = {batch.seq_id[i][0]: 0 for i in range(batch.n_tokens)}
+        for i in reversed(range(batch.n_tokens)):
+            places[batch.seq_id[i][0]] = batch.pos[i]
+        binding.forget_errors()
+        while True:
+            with self._interrupt.watch():
+                code = lib.llama_decode(self._context, batch)
+            if code == 0:
+                return
+            if code != _ABORTED:
+                raise _decode_error(code)
+            # Python raises here if the signal is to end anything; else it is computed again.
+            self._interrupt.clear()
+            memory = lib.llama_get_memory(self._context)
+            for sequence, place in places.items():
+                lib.llama_memory_seq_rm(memory, sequence, place, -1)
+
+    def _restore(self, lengths: dict[int, int]) -> None:
+        memory = lib.llama_get_memory(self._context)
+        for sequence, length in lengths.items():
+            lib.llama_memory_seq_rm(memory, sequence, length, -1)
+            del self.cells[sequence][length:]
+
+    def _logits(self, place: int) -> Logits:
+        logits = lib.llama_get_logits_ith(self._context, place)
+        return np.ctypeslib.as_array(logits, (self._model.vocabulary.size,)).copy()
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        self._free_context()
+        self.cells = [[] for _ in range(self._sequences)]
+        for batch in self._batches.values():
+            lib.llama_batch_free(batch)
+        self._batches = {}
+
+    def _free_context(self) -> None:
+        if self._context:
+            lib.llama_free(self._context)
+        self._context = None
+        self.capacity = 0
+
+
+def _decode_error(code: int) -> LlavaError:
+    if binding.ran_out_of_memory():
+        return OutOfMemory("the model ran out of memory while reading", "use a smaller model")
+    if code == 1:
+        return LlavaError("the model's context is full", "ask with a shorter text")
+    reasons = "; ".join(binding.last_errors()[-1:])
+    return LlavaError(f"llama.cpp failed to compute (code {code}) {reasons}".strip())

@@ -1,0 +1,164 @@
+"""Pictures as the language model reads them, computed as seldom as possible.
+
+A picture's features are looked for in memory, then in the disk cache, and only then computed; the
+encoder itself is loaded when the first picture needs it. Legend: N picture tokens, D width of the
+language model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llava_cli.cache import DiskCache
+from llava_cli.engines.base import ImageInfo
+from llava_cli.engines.gguf.vision import ImageEncoder, Rows
+from llava_cli.images import Image
+from llava_cli.models.gguf_header import read_header
+from llava_cli.pixels import PixelConfig, prepare
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+KIND = "picture"
+_KEPT_BYTES = 256 * 1024 * 1024
+"""Features that are kept in memory for later turns."""
+_KEPT_SIZES = 10_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is known of a picture before its features are."""
+
+    key: str
+    """Identity: of the file's bytes and of how they become pixels."""
+    count: int
+    """N"""
+
+
+class Pictures:
+    """The pictures that one engine has seen."""
+
+    def __init__(
+        self,
+        mmproj: Path,
+        load: Callable[[], ImageEncoder],
+        cache: DiskCache | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """`identity`: what decides the features beside the picture, for the cache."""
+        self.config = PixelConfig.from_metadata(read_header(mmproj).metadata)
+        self.tokens = _tokens(mmproj)
+        self._load = load
+        self._cache = cache
+        self._identity = dict(identity)
+        self._encoder: ImageEncoder | None = None
+        self._rows: OrderedDict[str, Rows] = OrderedDict()
+        self._sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self.seconds = 0.0
+        """Spent on pictures since the engine was made, without loading the encoder."""
+        self.load_s = 0.0
+        """Loading the encoder."""
+        self.encoded = 0
+        """Pictures that had to be computed since the engine was made."""
+
+    @property
+    def spent(self) -> tuple[float, float, int]:
+        """`seconds`, `load_s` and `encoded` until now."""
+        return self.seconds, self.load_s, self.encoded
+
+    def look(self, image: Image) -> Picture:
+        """What is known of a picture without computing its features."""
+        started = time.perf_counter()
+        how = json.dumps([image.sha256, image.background, asdict(self.config)])
+        picture = Picture(hashlib.sha256(how.encode()).hexdigest(), self.tokens)
+        self.seconds += time.perf_counter() - started
+        return picture
+
+    def info(self, image: Image) -> ImageInfo:
+        """What became of a picture."""
+        picture = self.look(image)
+        width, height = self._sizes.get(picture.key) or self._opened(image, picture).size
+        return ImageInfo(image.source, width, height, picture.count)
+
+    def _opened(self, image: Image, picture: Picture) -> PILImage:
+        """The pixels; their size is remembered."""
+        pixels = image.open()
+        self._remember_size(picture, pixels.size)
+        return pixels
+
+    def _remember_size(self, picture: Picture, size: tuple[int, int]) -> None:
+        self._sizes[picture.key] = size
+        if len(self._sizes) > _KEPT_SIZES:
+            self._sizes.popitem(last=False)
+
+    def rows(self, image: Image) -> Rows:
+        """A picture's features (N, D)."""
+        picture = self.look(image)
+        if picture.key in self._rows:
+            self._rows.move_to_end(picture.key)
+            return self._rows[picture.key]
+        started, loading = time.perf_counter(), self.load_s
+        rows = self._kept(picture)
+        if rows is None:
+            rows = self._computed(image, picture)
+        self._rows[picture.key] = rows
+        while sum(r.nbytes for r in self._rows.values()) > _KEPT_BYTES and len(self._rows) > 1:
+            self._rows.popitem(last=False)
+        self.seconds += time.perf_counter() - started - (self.load_s - loading)
+        return rows
+
+    def _kept(self, picture: Picture) -> Rows | None:
+        """Features from the disk."""
+        if self._cache is None:
+            return None
+        found = self._cache.get(KIND, self._key(picture))
+        size = found.meta.get("size") if found is not None else None
+        if found is None or not size or found.payload.nbytes % (4 * picture.count):
+            return None
+        self._remember_size(picture, (int(size[0]), int(size[1])))
+        return np.frombuffer(found.payload, np.float32).reshape(picture.count, -1)
+
+    def _computed(self, image: Image, picture: Picture) -> Rows:
+        encoder = self.encoder
+        started = time.perf_counter()
+        pixels = self._opened(image, picture)
+        rows = encoder.encode(prepare(pixels, self.config))
+        self.encoded += 1
+        cache, seconds = self._cache, time.perf_counter() - started
+        if cache is not None and cache.worth_keeping(seconds, rows.nbytes):
+            meta = {"size": list(pixels.size)}
+            cache.put(KIND, self._key(picture), meta, memoryview(rows).cast("B"))
+        return rows
+
+    def _key(self, picture: Picture) -> dict[str, Any]:
+        return {**self._identity, "picture": picture.key}
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The encoder, loaded now if it was not needed before."""
+        if self._encoder is None:
+            started = time.perf_counter()
+            self._encoder = self._load()
+            self.load_s = time.perf_counter() - started
+        return self._encoder
+
+    def close(self) -> None:
+        """Free the encoder; a second call does nothing."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
+
+
+def _tokens(mmproj: Path) -> int:
+    """Positions that one picture takes: one for each patch."""
+    metadata = read_header(mmproj).metadata
+    return int((metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]) ** 2)
