@@ -29,7 +29,6 @@ COMMANDS = {
     "train": ("llava_cli.cli.train:train", "Train a model: stage 1, stage 2."),
     "data": ("llava_cli.cli.data:data", "Make data for training and tests."),
     "cache": ("llava_cli.cli.cache:cache", "Show or clear what is kept between runs."),
-    "config": ("llava_cli.cli.config:config", "Show the settings and where each comes from."),
     "pull": ("llava_cli.cli.pull:pull", "Fetch a model from the Hub."),
     "ls": ("llava_cli.cli.store:ls", "List the models on this disk."),
     "show": ("llava_cli.cli.store:show", "Tell what a model is."),

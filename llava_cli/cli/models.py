@@ -29,6 +29,8 @@ class ModelChoice:
     device: str
     threads: int | None
     prompt_format: str | None
+    quantize: str | None = None
+    adapter: Path | None = None
     no_cache: bool = False
     cache_size: int = 0
 
@@ -46,6 +48,8 @@ class ModelChoice:
             device=str(resolve("device", options["device"]).value),
             threads=None if threads is None else int(threads),
             prompt_format=_known_format(options["prompt_format"]),
+            quantize=options["quantize"],
+            adapter=options["adapter"],
             no_cache=options["no_cache"],
             cache_size=size_bytes(str(resolve("cache_size").value)),
         )
@@ -74,6 +78,8 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             device=choice.device,
             threads=choice.threads,
             prompt_format=choice.prompt_format,
+            quantize=choice.quantize,
+            adapter=choice.adapter,
             cache=disk_cache(choice, common),
         )
     if choice.model is None and not common.quiet:

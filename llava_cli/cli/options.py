@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -197,6 +198,17 @@ model_options = _all(
         metavar="auto|cpu|cuda|cuda:N|mps",
         help="Where it is computed.",
         shell_complete=completed_by("metavar_words"),
+    ),
+    click.option(
+        "--quantize",
+        type=click.Choice(["4bit", "8bit"]),
+        help="Load with fewer bits (PyTorch on CUDA).",
+    ),
+    click.option(
+        "--adapter",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="A LoRA adapter to put on the model (PyTorch).",
     ),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),
