@@ -30,7 +30,14 @@ COMMANDS = {
     "eval": ("llava_cli.cli.eval:evaluate", "Measure models; score stored answers."),
     "data": ("llava_cli.cli.data:data", "Make data for training and tests."),
     "cache": ("llava_cli.cli.cache:cache", "Show or clear what is kept between runs."),
-    "config": ("llava_cli.cli.config:config", "Show the settings and where each comes from."),
+    "pull": ("llava_cli.cli.pull:pull", "Fetch a model from the Hub."),
+    "ls": ("llava_cli.cli.store:ls", "List the models on this disk."),
+    "show": ("llava_cli.cli.store:show", "Tell what a model is."),
+    "rm": ("llava_cli.cli.store:rm", "Remove a model from this disk."),
+    "verify": ("llava_cli.cli.pull:verify", "Check a model's files to the last byte."),
+    "alias": ("llava_cli.cli.alias:alias", "List and make short names for models."),
+    "config": ("llava_cli.cli.config:config", "Show and change the settings."),
+    "completion": ("llava_cli.cli.completion:completion", "Complete with TAB in your shell."),
     "doctor": ("llava_cli.cli.doctor:doctor", "Report what is installed and which engines work."),
 }
 
@@ -56,6 +63,10 @@ def app() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is the one that `errors.py` and cli.md promise."""
+    if "_LLAVA_COMPLETE" in os.environ:  # a shell asks what could come next
+        from llava_cli.cli.completion import answer
+
+        return answer(app)
     arguments = list(sys.argv[1:] if args is None else args)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     failure = _Failure(as_json="--json" in options, debug="--debug" in options)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llava_cli.cli.groups import Command
-from llava_cli.cli.options import common, model_options, sampling_from, sampling_options
+from llava_cli.cli.options import (
+    common,
+    completed_by,
+    model_options,
+    sampling_from,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,13 +36,19 @@ EXAMPLES = (
 
 
 @click.command("ask", cls=Command, examples=EXAMPLES)
-@click.argument("arguments", nargs=-1, metavar="[IMAGE]... PROMPT")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    metavar="[IMAGE]... PROMPT",
+    shell_complete=completed_by("pictures"),
+)
 @click.option(
     "-i",
     "--image",
     "images",
     multiple=True,
     metavar="IMAGE",
+    shell_complete=completed_by("pictures"),
     help="A picture: file, pattern, http(s) URL, data: URL, - (stdin) or @clip; repeatable.",
 )
 @click.option("-p", "--prompt", metavar="TEXT", help="The question, where it could be mistaken.")

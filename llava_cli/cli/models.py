@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llava_cli.engines.base import Engine
     from llava_cli.models.files import ModelFiles
 
-PHOTO_MODEL = "llava-hf/llava-1.5-7b-hf"
+PHOTO_MODEL = "llava-1.5-7b"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class ModelChoice:
     device: str
     threads: int | None
     prompt_format: str | None
+    quantize: str | None = None
+    adapter: Path | None = None
     no_cache: bool = False
     cache_size: int = 0
     context: int | None = None
@@ -53,6 +55,8 @@ class ModelChoice:
             device=str(resolve("device", options["device"]).value),
             threads=None if threads is None else int(threads),
             prompt_format=_known_format(options["prompt_format"]),
+            quantize=options["quantize"],
+            adapter=options["adapter"],
             no_cache=options["no_cache"],
             context=options["context"],
             kv_type=options["kv_type"],
@@ -72,9 +76,17 @@ class ModelChoice:
 def find(choice: ModelChoice, common: Common) -> ModelFiles:
     """The model's files, fetched if need be."""
     from llava_cli import models
+    from llava_cli.cli.fetching import Fetching
 
-    offline = common.offline or hub_is_offline()
-    return models.resolve(choice.model, mmproj=choice.mmproj, engine=choice.engine, offline=offline)
+    with Fetching(common) as fetching:
+        return models.resolve(
+            choice.model,
+            mmproj=choice.mmproj,
+            engine=choice.engine,
+            offline=common.offline or hub_is_offline(),
+            consent=fetching.consent,
+            on_progress=fetching.progress,
+        )
 
 
 def load(choice: ModelChoice, common: Common) -> Engine:
@@ -96,6 +108,8 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             flash_attention=choice.flash_attention,
             tuning=choice.tuning,
             image_tokens=choice.image_tokens,
+            quantize=choice.quantize,
+            adapter=choice.adapter,
             cache=disk_cache(choice, common),
             progress=lambda fraction: show(f"{fraction:.0%}"),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -71,6 +72,17 @@ def add_common_options(command: click.Command) -> None:
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and param.name:
         setattr(ctx.ensure_object(Common), param.name, True)
+
+
+def completed_by(name: str) -> Callable[[click.Context, click.Parameter, str], Any]:
+    """A function of `completing`, imported when a shell asks."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        from llava_cli.cli import completing
+
+        return getattr(completing, name)(ctx, param, incomplete)
+
+    return complete
 
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -171,11 +183,33 @@ model_options = _all(
         "-m",
         "--model",
         metavar="REF",
-        help="Hub id, folder or .gguf file; without it the bundled model answers.",
+        help="Alias, Hub id, folder or .gguf file; without it the bundled model answers.",
+        shell_complete=completed_by("models"),
     ),
     click.option("--mmproj", metavar="FILE", help="The projector of a .gguf model."),
-    click.option("--engine", metavar="auto|gguf|torch", help="What computes the answer."),
-    click.option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where it is computed."),
+    click.option(
+        "--engine",
+        metavar="auto|gguf|torch",
+        help="What computes the answer.",
+        shell_complete=completed_by("metavar_words"),
+    ),
+    click.option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where it is computed.",
+        shell_complete=completed_by("metavar_words"),
+    ),
+    click.option(
+        "--quantize",
+        type=click.Choice(["4bit", "8bit"]),
+        help="Load with fewer bits (PyTorch on CUDA).",
+    ),
+    click.option(
+        "--adapter",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="A LoRA adapter to put on the model (PyTorch).",
+    ),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),
     click.option("--context", type=click.IntRange(min=64), metavar="N", help="Read at most N."),

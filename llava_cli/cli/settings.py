@@ -75,7 +75,7 @@ def size_bytes(value: str) -> int:
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("model", "LLAVA_MODEL", "a Hub id, a folder or a .gguf file", _text),
+        Setting("model", "LLAVA_MODEL", "an alias, a Hub id, a folder or a .gguf file", _text),
         Setting("engine", "LLAVA_ENGINE", "auto, gguf or torch", _engine, "auto"),
         Setting("device", "LLAVA_DEVICE", "auto, cpu, cuda, cuda:N or mps", _device, "auto"),
         Setting("threads", "LLAVA_THREADS", "a number of 1 to 1024", _threads),
@@ -89,15 +89,15 @@ def resolve(name: str, flag: str | int | None = None) -> Value:
     """The value of one setting by precedence; UsageError where somebody wrote nonsense."""
     setting = SETTINGS[name]
     if flag is not None:
-        return Value(_checked(setting, flag, f"--{name}"), "flag")
+        return Value(checked(setting, flag, f"--{name}"), "flag")
     written = os.environ.get(setting.variable, "")
     if written.strip():
         origin = f"environment {setting.variable}"
-        return Value(_checked(setting, written, setting.variable), origin)
+        return Value(checked(setting, written, setting.variable), origin)
     for kind, path in (("project", project_file()), ("user", user_file())):
-        table = _read(path) if path is not None else {}
+        table = read_table(path) if path is not None else {}
         if path is not None and name in table:
-            value = _checked(setting, table[name], f"{path}: {name}")
+            value = checked(setting, table[name], f"{path}: {name}")
             return Value(_beside(path, name, value), f"{kind} {path}")
     default = str(default_home()) if name == "home" else setting.default
     return Value(default, "default")
@@ -133,7 +133,8 @@ def default_home() -> Path:
     return platformdirs.user_data_path("llava", appauthor=False)
 
 
-def _checked(setting: Setting, value: object, where: str) -> str | int | None:
+def checked(setting: Setting, value: object, where: str) -> str | int | None:
+    """A value that the setting can have, or a UsageError that says where it was written."""
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         parsed = setting.parse(str(value))
         if parsed is not None:
@@ -149,7 +150,8 @@ def _beside(path: Path, name: str, value: str | int | None) -> str | int | None:
     return value
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_table(path: Path) -> Mapping[str, Any]:
+    """The settings that a file gives, not yet their values checked; UsageError for nonsense."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

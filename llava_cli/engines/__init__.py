@@ -6,8 +6,9 @@ does, and says what to install where one is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llava_cli.cache import DiskCache
 from llava_cli.conversation import Conversation
@@ -31,6 +32,8 @@ def load(
     threads: int | None = None,
     prompt_format: str | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
+    adapter: Path | None = None,
     context: int | None = None,
     kv_type: str | None = None,
     flash_attention: bool | None = None,
@@ -41,8 +44,9 @@ def load(
 ) -> Engine:
     """Load a model into the engine of its format.
 
-    `dtype` (float32, bfloat16, float16) is the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0)
-    `flash_attention`, `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions
+    `dtype` (float32, bfloat16, float16), `quantize` (4bit, 8bit) and `adapter` (a folder with a
+    LoRA adapter) are the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0), `flash_attention`,
+    `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions
     of both; `progress` hears the fraction that is loaded, where the engine knows it.
     """
     if engine not in ("auto", "gguf", "torch"):
@@ -55,7 +59,19 @@ def load(
     if wanted == "torch":
         if image_tokens is not None:
             raise UsageError("the PyTorch engine merges no image tokens", "use --engine gguf")
-        return _torch(files, device, threads, prompt_format, context, dtype)
+        return _torch(
+            files,
+            {"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter},
+            threads=threads,
+            prompt_format=prompt_format,
+            context=context,
+        )
+    for value, name in ((quantize, "--quantize"), (adapter, "--adapter")):
+        if value is not None:
+            raise UsageError(
+                f"{name} is for PyTorch; {files.reference} is a GGUF model",
+                "leave it out, or use the model's safetensors with --engine torch",
+            )
     return _gguf_class()(
         files,
         device=device,
@@ -127,25 +143,14 @@ def _gguf_class() -> type[GgufEngine]:
     return GgufEngine
 
 
-def _torch(
-    files: ModelFiles,
-    device: str,
-    threads: int | None,
-    prompt_format: str | None,
-    context: int | None,
-    dtype: str | None,
-) -> Engine:
+def _torch(files: ModelFiles, setup: Mapping[str, Any], **options: Any) -> Engine:
     try:
         from llava_cli.engines.pytorch import TorchEngine
+        from llava_cli.engines.pytorch_any import AnyTorchEngine
+        from llava_cli.engines.pytorch_setup import Setup
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
         ) from error
-    return TorchEngine(
-        files,
-        device=device,
-        threads=threads,
-        prompt_format=prompt_format,
-        context=context,
-        dtype=dtype,
-    )
+    kind = TorchEngine if files.config.get("model_type") == "llava" else AnyTorchEngine
+    return kind(files, setup=Setup(**setup), **options)

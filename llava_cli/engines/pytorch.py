@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,15 +23,16 @@ from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.choices import Choice
 from llava_cli.engines.formats import choose_format
 from llava_cli.engines.hf_vocabulary import HfVocabulary
+from llava_cli.engines.pytorch_batch import Batch, Row
+from llava_cli.engines.pytorch_setup import Setup, load_model, out_of_memory
 from llava_cli.engines.tokenise import Piece, flat, tokenise
-from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory, UsageError
+from llava_cli.errors import LlavaError, ModelInvalid, UsageError
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.folders import PREPROCESSORS, read_json
 from llava_cli.pixels import PixelConfig, normalise, prepare
 from llava_cli.prompts import render, runs
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KEPT_PICTURES = 32
 Cell = int | tuple[str, int]
 
@@ -56,23 +56,20 @@ class TorchEngine:
         self,
         files: ModelFiles,
         *,
-        device: str = "auto",
         threads: int | None = None,
         prompt_format: str | None = None,
         context: int | None = None,
-        dtype: str | None = None,
+        setup: Setup = Setup(),  # noqa: B008 - frozen
     ) -> None:
         started = time.perf_counter()
         self.files = files
         self._format = choose_format(files, prompt_format)
         self.prompt_format = self._format.name
-        self.device = _device(device)
         if threads:
             torch.set_num_threads(threads)
         self._pixels = _pixel_config(files)
-        with _out_of_memory(files.reference):
-            self._model: Any = _load_model(files, _dtype(dtype, self.device)).to(self.device)
-        self._vocabulary = HfVocabulary.from_folder(files.path, _end_ids(self._model))
+        self._model, self.device = load_model(files, setup)
+        self._vocabulary = HfVocabulary.from_folder(files.path, end_token_ids(self._model))
         limit = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 4096))
         self._limit = min(limit, context or limit)
         self._kept: OrderedDict[tuple[str, str], Features] = OrderedDict()
@@ -117,10 +114,13 @@ class TorchEngine:
     def generate_batch(
         self, conversations: Sequence[Conversation], sampling: Sampling
     ) -> Iterator[tuple[int, Token]]:
-        """Answer many conversations, one after the other."""
-        for index, conversation in enumerate(conversations):
-            for token in self.generate(conversation, sampling):
-                yield index, token
+        """Answer many conversations, several at a time."""
+        if sampling.choices or sampling.schema is not None:
+            for index, conversation in enumerate(conversations):
+                for token in self.generate(conversation, sampling):
+                    yield index, token
+            return
+        yield from Batch(self, sampling).run(conversations)
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""
@@ -154,33 +154,52 @@ class TorchEngine:
 
     def _read(self, conversation: Conversation, sampling: Sampling) -> answer.Prefilled:
         """Read a prompt as far as it is not in the context already."""
+        row = self.row(conversation, sampling)
+        self._room = row.room
+        reused = self._keep(row.cells[:-1])  # at least one position is read: it gives the logits
+        began = time.perf_counter()
+        logits = self._forward(row.rows[:, reused:], row.cells[reused:])
+        prefill_s = time.perf_counter() - began
+        stats = replace(row.stats, prefill_s=prefill_s, prefix_tokens_reused=reused)
+        return answer.Prefilled(logits, row.started, stats)
+
+    def row(self, conversation: Conversation, sampling: Sampling) -> Row:
+        """A prompt with its pictures, ready to be read."""
         started = time.perf_counter()
         if self._model is None:
             raise LlavaError("the engine was closed")
         pieces = self._pieces(conversation)
-        with _out_of_memory(self.files.reference):
+        with out_of_memory(self.files.reference):
             found = [self._features(image) for image in conversation.images]
-        pictures = [features for features, _ in found]
-        seen = time.perf_counter()
+            pictures = [features for features, _ in found]
+            rows = self._embedded(pieces, pictures)
         cells = _cells(pieces, conversation.images, pictures)
-        self._room = answer.room_for(len(cells), sampling, self._limit, self.files.reference)
-        reused = self._keep(cells[:-1])  # at least one position is read: it gives the logits
-        logits = self._forward(self._embedded(pieces, pictures)[:, reused:], cells[reused:])
         image_tokens = sum(len(pictures[p.image].rows) for p in pieces if p.image is not None)
         stats = Stats(
             prompt_tokens=len(cells) - image_tokens,
             image_tokens=image_tokens,
             load_s=self._load_s,
-            image_s=seen - started,
-            prefill_s=time.perf_counter() - seen,
+            image_s=time.perf_counter() - started,
             cache_image="off" if not found else "hit" if all(hit for _, hit in found) else "miss",
-            prefix_tokens_reused=reused,
             images=tuple(
                 ImageInfo(image.source, picture.width, picture.height, len(picture.rows))
                 for image, picture in zip(conversation.images, pictures, strict=True)
             ),
         )
-        return answer.Prefilled(logits, started, stats)
+        room = answer.room_for(len(cells), sampling, self._limit, self.files.reference)
+        continued = answer.is_continued(conversation)
+        return Row(rows, cells, room, started, stats, continued)
+
+    def writer(self, prompt: answer.Prefilled, sampling: Sampling, row: Row) -> answer.Writer:
+        """What makes a row's logits into tokens."""
+        return answer.Writer(
+            prompt, self._vocabulary, self._format, sampling, continued=row.continued
+        )
+
+    @property
+    def model(self) -> Any:
+        """transformers' own model."""
+        return self._model
 
     def _keep(self, cells: Sequence[Cell]) -> int:
         """Forget all but the beginning that `cells` shares with what was read; its length."""
@@ -211,7 +230,7 @@ class TorchEngine:
     def _forward(self, rows: torch.Tensor, cells: Sequence[Cell]) -> npt.NDArray[np.float32]:
         """Read input rows (1, S, D) behind what was read; the logits (V,) behind the last one."""
         try:
-            with _out_of_memory(self.files.reference):
+            with out_of_memory(self.files.reference):
                 output = self._model(
                     inputs_embeds=rows,
                     past_key_values=self._cache,
@@ -251,52 +270,6 @@ class TorchEngine:
         return features, False
 
 
-def _load_model(files: ModelFiles, dtype: torch.dtype) -> Any:
-    """The model with all its weights, or the reason why not."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    auto: Any = transformers.AutoModelForImageTextToText
-
-    kind = files.config.get("model_type")
-    if kind != "llava":
-        raise ModelInvalid(
-            f"{files.reference} is of model type {kind!r}, which is not supported yet",
-            "use a LLaVA-1.5 style model (model type llava)",
-        )
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, report = auto.from_pretrained(
-            files.path,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if _is_out_of_memory(error):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelInvalid(
-            f"cannot load {files.path}: {reason}", "check its config.json"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    for what in ("missing_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in report.get(what) or ()):
-            raise ModelInvalid(
-                f"the weights of {files.path} do not fit its config.json: {names[0]} "
-                f"({len(names)} in all)",
-                "download or export the model again",
-            )
-    return model.eval()
-
-
 def _pixel_config(files: ModelFiles) -> PixelConfig:
     for name in PREPROCESSORS:
         path = files.path / name
@@ -307,7 +280,7 @@ def _pixel_config(files: ModelFiles) -> PixelConfig:
     raise ModelInvalid(f"{files.path} has no settings for pictures", "add preprocessor_config.json")
 
 
-def _end_ids(model: Any) -> set[int]:
+def end_token_ids(model: Any) -> set[int]:
     """All ids with which the model's own settings end an answer."""
     ends: set[int | None] = set()
     configs = (model.generation_config, model.config, model.config.get_text_config())
@@ -330,56 +303,3 @@ def _cells(
             key = f"{image.sha256}:{image.background}"
             cells += [(key, row) for row in range(len(pictures[piece.image].rows))]
     return cells
-
-
-def _device(wanted: str) -> str:
-    """A device of this machine."""
-    there = "cpu"
-    if torch.cuda.is_available():
-        there = "cuda"
-    elif torch.backends.mps.is_available():
-        there = "mps"
-    name, _, number = wanted.partition(":")
-    if wanted == "auto":
-        return there
-    if name not in ("cpu", there):
-        raise LlavaError(
-            f"PyTorch finds no {name} device on this machine", "use --device auto or cpu"
-        )
-    if number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
-        raise LlavaError(f"there is no device {wanted}", "see `llava doctor`")
-    return wanted
-
-
-def _dtype(wanted: str | None, device: str) -> torch.dtype:
-    """float32 on a CPU, 16 bits elsewhere."""
-    if wanted is not None:
-        if wanted not in DTYPES:
-            raise LlavaError(f"unknown dtype: {wanted}", f"known: {', '.join(DTYPES)}")
-        return DTYPES[wanted]
-    if device == "cpu":
-        return torch.float32
-    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float16
-
-
-@contextmanager
-def _out_of_memory(reference: str) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if _is_out_of_memory(error):
-            raise OutOfMemory(
-                f"{reference} does not fit into memory",
-                "use a smaller or quantised model, or --device cpu",
-            ) from error
-        raise
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    signs = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate")
-    return isinstance(error, (RuntimeError, OSError)) and any(sign in text for sign in signs)

@@ -1,26 +1,55 @@
-"""Models from the Hugging Face Hub, through huggingface_hub: into its cache, never a pickle.
+"""Models from the Hugging Face Hub: found in its cache, or fetched into it.
 
-First form: a repository's GGUF files (a text model and its mmproj) or its safetensors snapshot.
-Every failure becomes a `ModelNotFound` that says whether to go online, log in or mend the cache.
+`find` looks on this disk only; `plan` asks the Hub what a model is made of and what is missing;
+`download` fetches that. Never a pickle, never a file whose checksum is not the announced one.
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_cli.errors import ModelInvalid, ModelNotFound
-
-_SNAPSHOT = (".json", ".safetensors", ".model", ".jinja", ".txt")
-_TEXT_QUANTS = ("q4_k_m", "q8_0", "q5_k_m", "q4_k_s", "q6_k", "f16", "bf16", "f32")
-_MMPROJ_QUANTS = ("f16", "bf16", "f32", "q8_0")
-"""Taken in this order where none is named."""
+from llava_cli.errors import LlavaError, ModelNotFound
+from llava_cli.models import cache
+from llava_cli.models.choose import choose
+from llava_cli.models.folders import check_weights, is_hf_folder
+from llava_cli.models.listing import Listing, RemoteFile, list_repo
+from llava_cli.models.transfer import fetch_blob
 
 
 @dataclass(frozen=True)
-class Fetched:
+class HubModel:
+    """What is wanted from the Hub."""
+
+    repo: str
+    """org/name."""
+    revision: str | None = None
+    """A branch, tag or commit; None is the repository's main branch."""
+    quant: str | None = None
+    """Of a GGUF model; None takes a good one."""
+    engine: str = "auto"
+    text: str | None = None
+    """Known name of the text .gguf."""
+    mmproj: str | None = None
+    """Known name of its mmproj."""
+    asked: str = ""
+    """What the person wrote, where that is another name."""
+
+    def chosen(self, names: list[str]) -> tuple[str, ...]:
+        """Which of these files make this model."""
+        return choose(self.repo, names, self.quant, self.engine, text=self.text, mmproj=self.mmproj)
+
+    def __str__(self) -> str:
+        if self.asked:
+            return self.asked
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{revision}" + (f":{self.quant}" if self.quant else "")
+
+
+@dataclass(frozen=True)
+class Found:
     """What a Hub id stands for on this disk."""
 
     path: Path
@@ -28,131 +57,135 @@ class Fetched:
     mmproj: Path | None = None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a download will fetch."""
+
+    model: HubModel
+    listing: Listing
+    files: tuple[RemoteFile, ...]
+    """All that the model needs."""
+    missing: tuple[RemoteFile, ...]
+    """Those that are not on this disk, or damaged."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the whole model."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is still to come, parts that came before left out."""
+        blobs = cache.repo_folder(self.model.repo) / "blobs"
+        parts = (blobs / f"{file.checksum}.incomplete" for file in self.missing)
+        there = sum(part.stat().st_size for part in parts if part.is_file())
+        return max(sum(file.size for file in self.missing) - there, 0)
+
+
+OnProgress = Callable[[RemoteFile, int], None]
+"""Told of each file how many of its bytes are there."""
+Consent = Callable[[Plan], None]
+"""Asked before anything is fetched; raises where it must not be."""
+
+
+def find(model: HubModel) -> Found | None:
+    """The model as an earlier download left it; None where it is not complete."""
+    folder = cache.snapshot(model.repo, model.revision)
+    if folder is None:
+        return None
+    try:
+        wanted = model.chosen(cache.file_names(folder))
+        if not wanted[0].lower().endswith(".gguf"):
+            check_weights(folder)
+            if not is_hf_folder(folder):
+                return None
+    except LlavaError:
+        return None
+    return _placed(folder, wanted)
+
+
+def plan(model: HubModel, *, check: bool = False) -> Plan:
+    """Ask the Hub what the model is made of; `check` reads what is on this disk to its last byte.
+
+    Raises ModelNotFound where the Hub has no such model or does not answer.
+    """
+    listing = list_repo(model.repo, model.revision)
+    files = {file.name: file for file in listing.files}
+    wanted = tuple(files[name] for name in model.chosen(list(files)))
+    missing = tuple(file for file in wanted if not _is_there(listing, file, check))
+    return Plan(model, listing, wanted, missing)
+
+
+def download(plan: Plan, on_progress: OnProgress | None = None) -> Found:
+    """Fetch what is missing; whatever ends it, the next call goes on where it stopped."""
+    repo, commit = plan.model.repo, plan.listing.commit
+    told = on_progress or (lambda file, there: None)
+    _check_room(plan)
+    for file in plan.files:
+        if file in plan.missing:
+            fetch_blob(repo, commit, file, lambda there, file=file: told(file, there))  # type: ignore[misc]
+        else:
+            told(file, file.size)
+    with cache.writing(repo):
+        for file in plan.files:
+            if not _link(plan, file).is_file():
+                cache.place(repo, commit, file.name, file.checksum)
+        cache.write_ref(repo, plan.model.revision, commit)
+    folder = cache.repo_folder(repo) / "snapshots" / commit
+    return _placed(folder, tuple(file.name for file in plan.files))
+
+
 def fetch(
-    repo: str, revision: str | None, quant: str | None, engine: str, *, offline: bool
-) -> Fetched:
-    """A repository's model files, downloaded where they are not in the cache yet."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    # the base classes are the HTTP library's own error, whichever it is, and OSError
-    failures: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
-    if offline or constants.HF_HUB_OFFLINE:
-        return _cached(repo, revision, quant, engine, None)
-    try:
-        names = HfApi().list_repo_files(repo, revision=revision)
-        wanted = choose(repo, names, quant, engine)
-        folder = snapshot_download(repo, revision=revision, allow_patterns=list(wanted))
-    except failures as error:
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            raise _refused(repo, revision, error) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise _unwritable(error) from error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise ModelNotFound(
-                f"the disk is full: {repo} could not be stored", "free some space, or set HF_HOME"
-            ) from error
-        return _cached(repo, revision, quant, engine, error)
-    return _placed(Path(folder), wanted)
-
-
-def choose(repo: str, names: Iterable[str], quant: str | None, engine: str) -> Sequence[str]:
-    """Which of a repository's files make the model; before a download names are all there is."""
-    names = list(names)
-    ggufs = [name for name in names if name.lower().endswith(".gguf")]
-    if engine != "torch" and ggufs:
-        projectors = [name for name in ggufs if "mmproj" in name.lower()]
-        texts = [name for name in ggufs if name not in projectors]
-        if not projectors:
-            raise ModelInvalid(
-                f"{repo} has no mmproj, so the model cannot look at pictures",
-                "choose a repository that has the model's mmproj too",
-            )
-        text = _pick(repo, texts, quant, _TEXT_QUANTS)
-        if "-of-0" in text:
-            raise ModelInvalid(
-                f"{repo} has this model in several pieces, which is not supported",
-                "choose a smaller quantisation: org/name:Q4_K_M",
-            )
-        return text, _pick(repo, projectors, None, _MMPROJ_QUANTS)
-    if quant is not None:
-        raise ModelNotFound(f"{repo} has no GGUF files", f"leave out :{quant}")
-    if not any(name.endswith(".safetensors") for name in names):
-        raise ModelNotFound(
-            f"{repo} has no model that can be used: neither GGUF nor safetensors files",
-            "choose another repository",
-        )
-    return [name for name in names if "/" not in name and name.endswith(_SNAPSHOT)]
-
-
-def _pick(repo: str, names: Sequence[str], quant: str | None, order: Sequence[str]) -> str:
-    """The file of the quantisation that was named, or of the first that there is."""
-    for wanted in [quant.lower()] if quant else order:
-        for name in sorted(names):
-            if wanted in name.lower():
-                return name
-    if quant is None and names:
-        return sorted(names)[0]
-    there = ", ".join(sorted(names)) or "none"
-    raise ModelNotFound(f"{repo} has no {quant or 'text'} model; its GGUF files: {there}")
-
-
-def _cached(
-    repo: str, revision: str | None, quant: str | None, engine: str, cause: Exception | None
-) -> Fetched:
-    """What an earlier download left in the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, HFValidationError) as error:
-        partial = getattr(error, "snapshot_path", None)  # a snapshot of chosen files only
-        if partial is None:
-            why = f"the Hub cannot be reached ({cause})" if cause else "llava is offline"
-            raise ModelNotFound(
-                f"model {repo} is not on this disk, and {why}",
-                "check the network and the name, or go online to download it once",
-            ) from error
-        folder = Path(partial)
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return _placed(folder, choose(repo, names, quant, engine))
-
-
-def _placed(folder: Path, wanted: Sequence[str]) -> Fetched:
-    if wanted[0].lower().endswith(".gguf"):
-        return Fetched(folder / wanted[0], folder / wanted[1])
-    return Fetched(folder)
-
-
-def _refused(repo: str, revision: str | None, error: Exception) -> ModelNotFound:
-    """The Hub answered, but not with the model."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(error, GatedRepoError):
-        return ModelNotFound(
-            f"model {repo} is gated: its owner wants you to agree to its terms",
-            f"agree at https://huggingface.co/{repo}, then log in: hf auth login",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return ModelNotFound(f"model {repo} has no revision {revision}", "check what follows the @")
-    if isinstance(error, RepositoryNotFoundError):
-        return ModelNotFound(
-            f"there is no model {repo} on the Hub, or it is private",
-            "check the name; for a private model log in: hf auth login",
-        )
-    return ModelNotFound(f"the Hub did not give {repo}: {error}", "try again later")
-
-
-def _unwritable(error: OSError) -> ModelNotFound:
+    model: HubModel,
+    *,
+    offline: bool,
+    consent: Consent | None = None,
+    on_progress: OnProgress | None = None,
+) -> Found:
+    """The model from this disk; where it is not there yet, from the Hub."""
     from huggingface_hub import constants
 
-    where = error.filename or constants.HF_HUB_CACHE
-    return ModelNotFound(
-        f"the model cache cannot be written: {where} ({error.strerror})",
-        "set HF_HOME to a folder that you can write to",
-    )
+    found = find(model)
+    if found is not None:
+        return found
+    if offline or constants.HF_HUB_OFFLINE:
+        raise ModelNotFound(
+            f"model {model} is not on this disk, and llava is offline",
+            f"go online to fetch it once: llava pull {model}",
+        )
+    needed = plan(model)
+    if consent is not None and needed.missing:
+        consent(needed)
+    return download(needed, on_progress)
+
+
+def _is_there(listing: Listing, file: RemoteFile, check: bool) -> bool:
+    """Whether a file's content is in the cache; where it is damaged, it is taken out."""
+    folder = cache.repo_folder(listing.repo)
+    blob = folder / "blobs" / file.checksum
+    link = folder / "snapshots" / listing.commit / file.name
+    for path in (blob, link):
+        if path.is_file() and path.stat().st_size == file.size:
+            if not check or cache.checksum(path, file.checksum) == file.checksum:
+                return True
+            path.unlink()
+    return False
+
+
+def _check_room(plan: Plan) -> None:
+    place = cache.root()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if shutil.disk_usage(place).free < plan.missing_bytes:
+        raise cache.disk_full(plan.model.repo, f"{plan.missing_bytes / 1e9:.1f} GB")
+
+
+def _link(plan: Plan, file: RemoteFile) -> Path:
+    folder = cache.repo_folder(plan.model.repo)
+    return folder / "snapshots" / plan.listing.commit / file.name
+
+
+def _placed(folder: Path, wanted: tuple[str, ...]) -> Found:
+    if wanted[0].lower().endswith(".gguf"):
+        return Found(folder / wanted[0], folder / wanted[1])
+    return Found(folder)

@@ -1,4 +1,4 @@
-"""A model reference -> `ModelFiles`: the bundled model, a folder, a .gguf file, a Hub id.
+"""A model reference -> `ModelFiles`: the bundled model, an alias, a folder, a .gguf, a Hub id.
 
 The one place where a reference is understood. Every failure is a `ModelNotFound` or `ModelInvalid`
 that says what was tried and what to do, and happens before any engine is loaded.
@@ -6,14 +6,21 @@ that says what was tried and what to do, and happens before any engine is loaded
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_cli.errors import ModelInvalid, ModelNotFound
+from llava_cli.models import aliases
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.folders import is_hf_folder, resolve_hf
 from llava_cli.models.gguf_files import resolve_gguf, resolve_gguf_folder
+
+if TYPE_CHECKING:
+    from llava_cli.models.hub import Consent, HubModel, OnProgress
 
 BUNDLED = "llava-demo"
 """Name of the model that comes with the package."""
@@ -30,35 +37,66 @@ def resolve(
     engine: str = "auto",
     offline: bool = False,
     revision: str | None = None,
+    consent: Consent | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ModelFiles:
     """Find the files of a model; None, or its name, is the bundled one.
 
-    `engine` (`auto`, `gguf`, `torch`) matters where a reference has files for both.
+    `engine` (`auto`, `gguf`, `torch`) matters where a reference has files for both. What is not on
+    this disk is fetched from the Hub, after `consent` was asked; it raises where that must not be.
     """
     projector = Path(mmproj).expanduser() if mmproj else None
     if reference is None or reference == BUNDLED:
         return _checked_engine(_bundled(engine, projector), engine)
-    path = Path(reference).expanduser()
-    if reference.strip() and _is_there(path):
-        files = _local(path, reference, projector, engine)
-    elif _is_pathlike(reference):
-        raise ModelNotFound(
-            f"no such model file or folder: {reference}",
-            "check the path; without -m the bundled model answers",
-        )
-    elif match := _HUB_ID.fullmatch(reference):
+    meant = aliases.expand(reference)
+    path = Path(meant).expanduser()
+    wanted = hub_model(meant, engine, revision)
+    if wanted is not None:
         from llava_cli.models.hub import fetch
 
-        found = fetch(
-            match["repo"], match["revision"] or revision, match["quant"], engine, offline=offline
-        )
-        files = _local(found.path, reference, projector or found.mmproj, engine)
-    else:
+        found = fetch(wanted, offline=offline, consent=consent, on_progress=on_progress)
+        files = _local(found.path, reference, projector or found.mmproj, wanted.engine)
+    elif meant.strip() and _is_there(path):
+        files = _local(path, reference, projector, engine)
+    elif _is_pathlike(meant):
         raise ModelNotFound(
-            f"unknown model {reference!r}: no such file, folder or Hub id (org/name)",
-            "check the name; without -m the bundled model answers",
+            f"no such model file or folder: {meant}",
+            "check the path; without -m the bundled model answers",
         )
+    else:
+        raise unknown(meant)
+    use = aliases.lookup(meant)
+    if use is not None and files.prompt_format is None:
+        files = replace(files, prompt_format=use.alias.prompt_format)
     return _checked_engine(files, engine)
+
+
+def hub_model(reference: str, engine: str, revision: str | None = None) -> HubModel | None:
+    """What a package's alias or a Hub id names; None where the reference is neither."""
+    from llava_cli.models.hub import HubModel
+
+    use = aliases.lookup(reference)
+    if use is not None:
+        alias, wanted = use.alias, use.revision or revision
+        repo, engine = alias.repository(engine, use.quant)
+        if engine == "gguf":
+            text, mmproj = alias.text, alias.mmproj
+            return HubModel(repo, wanted, use.quant, engine, text, mmproj, asked=reference)
+        return HubModel(repo, wanted, use.quant, engine, asked=reference)
+    match = _HUB_ID.fullmatch(reference)
+    if match is None or _is_there(Path(reference).expanduser()) or _is_pathlike(reference):
+        return None
+    return HubModel(match["repo"], match["revision"] or revision, match["quant"], engine)
+
+
+def unknown(reference: str) -> ModelNotFound:
+    """A reference that means nothing, with what was probably meant."""
+    known = [*aliases.package_aliases(), *aliases.user_aliases(), BUNDLED]
+    near = difflib.get_close_matches(reference, known, n=1)
+    meant = f"did you mean {near[0]}?" if near else "`llava alias` lists the names that are known"
+    return ModelNotFound(
+        f"unknown model {reference!r}: no such file, folder, alias or Hub id (org/name)", meant
+    )
 
 
 def _local(path: Path, reference: str, mmproj: Path | None, engine: str) -> ModelFiles:

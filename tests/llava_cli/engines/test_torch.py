@@ -81,9 +81,11 @@ def test_missing_weights_are_an_error_not_random_numbers(bpe_folder: Path, tmp_p
         load(copy)
 
 
-def test_other_model_types_are_refused(bpe_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelInvalid, match="'llava_next'"):
-        load(copied(bpe_folder, tmp_path, model_type="llava_next"))
+def test_model_types_that_transformers_does_not_know_are_refused(
+    bpe_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelInvalid, match="'llava_nixt'|llava_nixt"):
+        load(copied(bpe_folder, tmp_path, model_type="llava_nixt"))
 
 
 def test_a_folder_without_a_prompt_format_asks_for_one(bpe_folder: Path, tmp_path: Path) -> None:

@@ -256,8 +256,8 @@ def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reference", ["no-such-model", "a b", "", "llava-9000"])
 def test_an_unknown_name_says_what_was_tried(reference: str) -> None:
-    hint = refused(reference, "unknown model.*no such file, folder or Hub id", ModelNotFound)
-    assert "bundled model" in hint
+    hint = refused(reference, "unknown model.*no such file, folder, alias or Hub id", ModelNotFound)
+    assert "did you mean" in hint or "llava alias" in hint
 
 
 @pytest.mark.parametrize(
