@@ -154,7 +154,8 @@ class Journal:
 
     def failed(self, name: str, error: str) -> None:
         """A picture that got no caption; one that it had before stays."""
-        values = (os.fsencode(name), self.run, error)
+        text = error.encode("utf-8", "backslashreplace").decode("utf-8")  # names of any bytes
+        values = (os.fsencode(name), self.run, text)
         self._db.execute(
             "INSERT INTO entries (name, run, status, error) VALUES (?, ?, 'failed', ?)"
             " ON CONFLICT (name) DO UPDATE SET run = excluded.run, status = 'failed',"
@@ -192,13 +193,6 @@ class Journal:
         self._db.execute(
             "DELETE FROM entries WHERE name = ? AND status = 'failed'", (os.fsencode(name),)
         )
-
-    def failures(self) -> Iterator[tuple[str, str]]:
-        """Names and errors of the pictures that failed when they were last tried."""
-        rows = self._db.execute(
-            "SELECT name, error FROM entries WHERE status = 'failed' ORDER BY name"
-        )
-        return ((os.fsdecode(name), error) for name, error in rows)
 
     def close(self, *, finished: bool, all_seen: bool = False) -> None:
         """End the run; without failures nothing has to be remembered and the file goes.

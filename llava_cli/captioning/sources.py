@@ -141,7 +141,7 @@ class Sources:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         if self.recursive and not entry.is_symlink():
                             folders.append(entry.name)
                     elif _looks_like_picture(entry.name):
@@ -190,6 +190,13 @@ class Sources:
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     base = name.rsplit("/", 1)[-1]
     return any(fnmatchcase(name, p) or fnmatchcase(base, p) for p in patterns)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; reading it will say so
+        return False
 
 
 def _looks_like_picture(name: str) -> bool:

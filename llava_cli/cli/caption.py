@@ -161,7 +161,8 @@ def _job(paths: tuple[str, ...], options: dict[str, Any]) -> Job:
         system=options["system"],
         prefill=options["prefill"],
         background=options["background"],
-        batch_size=_batch_size(options["batch_size"]),
+        # Previews are read as they come: one by one, in order.
+        batch_size=1 if options["preview"] else _batch_size(options["batch_size"]),
         limit=options["preview"] or options["limit"],
         only_failed=options["retry_failed"],
     )
