@@ -173,7 +173,6 @@ class Journal:
                 ((os.fsencode(e.name), e.caption, e.extra) for e in entries),
             )
 
-
     def captioned(self) -> Iterator[Entry]:
         """All pictures with a caption, by name; failed ones with an earlier caption included."""
         rows = self._db.execute(

@@ -21,9 +21,7 @@ from llava_cli.errors import ImageError, UsageError
 from llava_cli.images import MAX_BYTES, SUFFIXES, Image
 
 _SIDECARS = frozenset((".txt", ".caption", ".xmp", ".json", ".jsonl", ".csv", ".html", ".tar"))
-_UNREADABLE = frozenset(
-    ".heic .heif .hif .svg .jxl .psd .raw .cr2 .nef .arw .dng".split()
-)
+_UNREADABLE = frozenset(".heic .heif .hif .svg .jxl .psd .raw .cr2 .nef .arw .dng".split())
 """A camera's raw file beside its JPEG claims no caption of its own."""
 
 

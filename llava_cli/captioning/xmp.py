@@ -84,4 +84,6 @@ def _make_default_text(root: ET.Element) -> ET.Element:
     if old is not None:
         description.remove(old)
     holder = ET.SubElement(description, f"{{{DC}}}description")
-    return ET.SubElement(ET.SubElement(holder, f"{{{RDF}}}Alt"), f"{{{RDF}}}li", {LANG: "x-default"})
+    return ET.SubElement(
+        ET.SubElement(holder, f"{{{RDF}}}Alt"), f"{{{RDF}}}li", {LANG: "x-default"}
+    )

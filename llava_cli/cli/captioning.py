@@ -165,7 +165,9 @@ class Session:
             write_document(self._document())
         else:
             self._name_failures()
-            took = f" in {duration(seconds)} ({rate:.1f} images/s)" if self._counts["written"] else ""
+            took = (
+                f" in {duration(seconds)} ({rate:.1f} images/s)" if self._counts["written"] else ""
+            )
             self._say(self._summary() + took)
         total = sum(self._counts.values())
         if total == 0 and not self._job.only_failed:

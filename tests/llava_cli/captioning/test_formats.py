@@ -230,5 +230,7 @@ def test_sidecars_and_tars_do_not_go_together(photos: Path, tmp_path: Path) -> N
 
 def test_a_damaged_tar_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"no tar at all")
-    (outcome,) = caption(tmp_path, "jsonl", tmp_path / "o.jsonl", "skip", "x", str(tmp_path / "x.tar"))
+    (outcome,) = caption(
+        tmp_path, "jsonl", tmp_path / "o.jsonl", "skip", "x", str(tmp_path / "x.tar")
+    )
     assert outcome.kind == "failed"

@@ -277,9 +277,7 @@ HOSTILE: dict[str, Any] = {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
-def test_hostile_files_are_named_and_the_rest_is_captioned(
-    llava: InProcess, photos: Path
-) -> None:
+def test_hostile_files_are_named_and_the_rest_is_captioned(llava: InProcess, photos: Path) -> None:
     for name, data in HOSTILE.items():
         (photos / name).write_bytes(data or (photos / "b.png").read_bytes()[:60])
     (photos / "dangling.jpg").symlink_to("nowhere.jpg")

@@ -61,9 +61,7 @@ def test_killed_again_and_again_nothing_is_lost_or_done_twice(photos: Path) -> N
         time.sleep(rng.random() * 0.02)
         process.kill()
         process.communicate()
-        assert all(
-            p.read_text() in ("old\n", f"old, {p.stem}.png\n") for p in photos.glob("*.txt")
-        )
+        assert all(p.read_text() in ("old\n", f"old, {p.stem}.png\n") for p in photos.glob("*.txt"))
     process = start(*command, "--json", script=["PICTURE"])
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 0
@@ -146,8 +144,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     import errno
 
     from llava_cli.captioning import sidecars
+    from llava_cli.writing import write_bytes as real
 
-    real, count = sidecars.write_bytes, 0
+    count = 0
 
     def full(path: Path, data: bytes, aside: Path) -> None:
         nonlocal count
