@@ -56,6 +56,12 @@ def _threads(value: str) -> int | None:
     return int(value) if re.fullmatch(r"\d{1,4}", value) and 1 <= int(value) <= 1024 else None
 
 
+def _switch(value: str) -> int | None:
+    """1 or 0 for what people write to turn something on or off."""
+    known = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
+    return known.get(value.strip().lower())
+
+
 SETTINGS = {
     setting.name: setting
     for setting in (
@@ -64,6 +70,7 @@ SETTINGS = {
         Setting("device", "LLAVA_DEVICE", "auto, cpu, cuda, cuda:N or mps", _device, "auto"),
         Setting("threads", "LLAVA_THREADS", "a number of 1 to 1024", _threads),
         Setting("home", "LLAVA_HOME", "a folder", _text),
+        Setting("no_log", "LLAVA_NO_LOG", "true or false", _switch, 0),
     )
 }
 
@@ -117,7 +124,9 @@ def default_home() -> Path:
 
 
 def _checked(setting: Setting, value: object, where: str) -> str | int | None:
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, str | int):
         parsed = setting.parse(str(value))
         if parsed is not None:
             return parsed
