@@ -62,7 +62,7 @@ def remember(
     engine: Engine,
     command: str,
     thread: int | None = None,
-) -> int | None:
+) -> Exchange | None:
     """Add an exchange; a history that cannot be written costs a note, never the answer."""
     from llava_cli import history
     from llava_cli.cli.options import common
@@ -74,7 +74,18 @@ def remember(
     except (LlavaError, OSError) as error:
         if not common().quiet:
             note(f"not remembered: {error}")
-        return thread
+        return None
+
+
+def forget(number: int) -> None:
+    """Take an exchange back, as far as the history can be written."""
+    from contextlib import closing, suppress
+
+    from llava_cli.errors import LlavaError
+    from llava_cli.history import History
+
+    with suppress(LlavaError, OSError), closing(History(path())) as history:
+        history.forget(number)
 
 
 def last_thread() -> list[Exchange]:

@@ -220,6 +220,11 @@ class History:
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
 
+    def forget(self, number: int) -> None:
+        """Take one exchange back."""
+        with self._writing():
+            self._db.execute("DELETE FROM exchanges WHERE id = ?", (number,))
+
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
@@ -270,8 +275,8 @@ def pictures_of(message: Message) -> tuple[Picture, ...]:
 
 def remember(
     path: Path, conversation: Conversation, exchange: Exchange, thread: int | None = None
-) -> int:
-    """Add the last user turn of a conversation with its answer; the thread's number."""
+) -> Exchange:
+    """Add the last user turn of a conversation with its answer."""
     asked = next(m for m in reversed(conversation.messages) if m.role == "user")
     first = conversation.messages[0]
     complete = replace(
@@ -281,7 +286,7 @@ def remember(
         pictures=pictures_of(asked),
     )
     with contextlib.closing(History(path)) as history:
-        return history.add(complete, thread).thread
+        return history.add(complete, thread)
 
 
 def conversation_of(exchanges: Sequence[Exchange]) -> Conversation:
