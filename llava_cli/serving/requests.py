@@ -183,6 +183,17 @@ def _sampling(document: dict[str, Any], base: Sampling) -> Sampling:
             if not low <= value <= high or (name == "top_p" and value == 0):
                 raise BadRequest(f"{name} must lie between {low} and {high}", name)
             changes[name] = float(value)
+    for name, least in (("min_p", 0.0), ("repeat_penalty", 1e-6)):  # beside OpenAI's
+        value = document.get(name)
+        if value is not None:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+                raise BadRequest(f"{name} must be a number of at least {least}", name)
+            changes[name] = float(value)
+    top_k = document.get("top_k")
+    if top_k is not None:
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
+            raise BadRequest("top_k must be a whole number of at least 0", "top_k")
+        changes["top_k"] = top_k
     for name in ("max_tokens", "max_completion_tokens"):
         value = document.get(name)
         if value is not None:
