@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import subprocess
 import warnings
@@ -35,6 +36,7 @@ FORMATS = (
 pictures of things."""
 
 _ORIENTATION_TAG = 0x0112
+_EXIF_IFD, _TAKEN_TAG, _CHANGED_TAG = 0x8769, 0x9003, 0x0132
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -234,3 +236,17 @@ def _too_many_pixels(source: str, size: str = "too many pixels") -> ImageError:
 
 def _out_of_memory(source: str) -> OutOfMemory:
     return OutOfMemory(f"{source}: not enough memory to decode it", "save a smaller copy")
+
+
+def exif_date(data: bytes) -> str:
+    """The day an encoded picture was taken, as YYYY-MM-DD; empty where it does not say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                exif = picture.getexif()
+                found = exif.get_ifd(_EXIF_IFD).get(_TAKEN_TAG) or exif.get(_CHANGED_TAG)
+        except (Image.DecompressionBombError, *_DAMAGED):
+            return ""
+    match = re.match(r"(\d{4}):(\d\d):(\d\d)", str(found or ""))
+    return "-".join(match.groups()) if match and match[1] != "0000" else ""

@@ -303,6 +303,14 @@ def _from_clipboard(background: str) -> Image:
     return Image.from_bytes(decode.clipboard_png(), "@clip", "clipboard", background)
 
 
+def from_data_url(text: str, background: str = "white") -> Image:
+    """The picture in a data: URL; ImageError for any other text. Never looks at the disk."""
+    match = _DATA_URL.fullmatch(text)
+    if match is None:
+        raise ImageError(f"{_short(text)}: not a valid data: URL", "data:image/png;base64,…")
+    return _from_data_url(match, background)
+
+
 def _from_data_url(match: re.Match[str], background: str) -> Image:
     source = _short(match[0])
     if len(match[3]) > 2 * MAX_BYTES:

@@ -6,7 +6,9 @@ Standard library only; knows nothing about pictures beyond the words of its mess
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import re
+import socket
 import ssl
 import threading
 import time
@@ -28,15 +30,19 @@ _CHUNK = 64 * 1024
 _HINT = "check the address and the connection, or download the picture and give its path"
 
 
-def fetch(url: str, max_bytes: int) -> bytes:
-    """Download one URL; ImageError with a remedy for everything that can go wrong."""
+def fetch(url: str, max_bytes: int, *, public_only: bool = False) -> bytes:
+    """Download one URL; ImageError with a remedy for everything that can go wrong.
+
+    `public_only` is for URLs that strangers name: it connects to addresses of the public internet
+    alone, whatever a name resolves to or a redirect says, and through no proxy.
+    """
     if not _WEB.match(url):
         raise ImageError(f"{url}: only http and https URLs are fetched", _HINT)
     outcome: list[bytes | LlavaError] = []
 
     def work() -> None:
         try:
-            outcome.append(_download(url, max_bytes, time.monotonic() + TOTAL_S))
+            outcome.append(_download(url, max_bytes, time.monotonic() + TOTAL_S, public_only))
         except LlavaError as error:
             outcome.append(error)
 
@@ -53,10 +59,17 @@ def fetch(url: str, max_bytes: int) -> bytes:
     return result
 
 
-def _download(url: str, max_bytes: int, deadline: float) -> bytes:
-    opener = urllib.request.build_opener(
-        _Redirects(), urllib.request.HTTPSHandler(context=_tls_context())
-    )
+def _download(url: str, max_bytes: int, deadline: float, public_only: bool) -> bytes:
+    handlers: list[urllib.request.BaseHandler] = [_Redirects()]
+    if public_only:
+        handlers += [
+            urllib.request.ProxyHandler({}),
+            _PublicHTTP(),
+            _PublicHTTPS(context=_tls_context()),
+        ]
+    else:
+        handlers.append(urllib.request.HTTPSHandler(context=_tls_context()))
+    opener = urllib.request.build_opener(*handlers)
     try:
         request = urllib.request.Request(
             _ascii_url(url),
@@ -118,6 +131,65 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if not _WEB.match(newurl):
             raise ImageError(f"{req.full_url}: redirects to {newurl}, which is not fetched", _HINT)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _PublicConnection(http.client.HTTPConnection):
+    """Connects to the very address that was found to be public: no second look-up can differ."""
+
+    def connect(self) -> None:
+        self.sock = _public_socket(self.host, self.port, self.timeout)
+
+
+class _PublicTLSConnection(http.client.HTTPSConnection):
+    """The same under TLS."""
+
+    def connect(self) -> None:
+        plain = _public_socket(self.host, self.port, self.timeout)
+        self.sock = _tls_context().wrap_socket(plain, server_hostname=self.host)
+
+
+class _PublicHTTP(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PublicConnection, req)
+
+
+class _PublicHTTPS(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PublicTLSConnection, req)
+
+
+def _public_socket(host: str, port: int, timeout: float | None) -> socket.socket:
+    """A connection to a host all of whose addresses are public; ImageError otherwise."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for *_, address in found:
+        if not is_public(str(address[0])):
+            raise ImageError(f"{host}: is no public address, so nothing is fetched from it", _HINT)
+    error: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, address in found:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(address)
+            return connection
+        except OSError as refused:
+            connection.close()
+            error = refused
+    raise error
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet, addresses inside it included."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    return ip.is_global and not ip.is_multicast
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:

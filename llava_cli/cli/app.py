@@ -25,6 +25,10 @@ PIPE_CLOSED = 141
 
 COMMANDS = {
     "ask": ("llava_cli.cli.ask:ask", "Ask a model about pictures."),
+    "chat": ("llava_cli.cli.chat:chat", "Talk with a model about pictures."),
+    "caption": ("llava_cli.cli.caption:caption", "Caption many pictures."),
+    "logs": ("llava_cli.cli.logs:logs", "Look at what was asked and answered before."),
+    "serve": ("llava_cli.cli.serve:serve", "Answer over HTTP, as OpenAI's API does."),
     "convert": ("llava_cli.cli.convert:convert", "Turn a checkpoint into GGUF files."),
     "train": ("llava_cli.cli.train:train", "Train a model: stage 1, stage 2."),
     "eval": ("llava_cli.cli.eval:evaluate", "Measure models; score stored answers."),

@@ -70,6 +70,8 @@ EXAMPLES = (
     help="What transparent pixels are laid on.",
 )
 @click.option("--estimate", is_flag=True, help="Tell tokens and memory; do not answer.")
+@click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--no-log", is_flag=True, help="Keep this out of the history.")
 @click.option("--stats", is_flag=True, help="Counts and seconds on stderr.")
 @click.option(
     "--markdown",
@@ -94,13 +96,17 @@ def ask(
     from llava_cli.cli import constraint, estimate, models, question
 
     sampling = constraint.constrained(sampling_from(options), options)
-    choice = models.ModelChoice.from_options(options)
+    models.ModelChoice.from_options(options)  # wrong options are said first
     asked = question.parse_question(arguments, images, prompt, _colour(background))
     if options["each"] and not asked.images:
         raise click.UsageError("--each needs at least one picture")
+    if options["each"] and options["goes_on"]:
+        raise click.UsageError("--each begins conversations, -c continues one: use one of them")
+    options["thread"], before = _before(options)
+    choice = models.ModelChoice.from_options(options)
     pictures = _checked(asked.images, keep=not options["each"])
     groups = [(picture,) for picture in pictures] if options["each"] else [pictures]
-    conversations = [_conversation(asked.prompt, group, options) for group in groups]
+    conversations = [_conversation(before, asked.prompt, group, options) for group in groups]
     if options["estimate"]:
         estimate.show(choice, conversations, sampling)
         return
@@ -134,12 +140,32 @@ def _checked(images: Sequence[Image], *, keep: bool) -> tuple[Image, ...]:
     return tuple(checked)
 
 
-def _conversation(prompt: str, images: Sequence[Image], options: dict[str, Any]) -> Conversation:
+def _before(options: dict[str, Any]) -> tuple[int | None, Conversation]:
+    """The conversation that is continued, with the model that answered in it; its number."""
     from llava_cli.conversation import Conversation
 
-    conversation = Conversation()
+    if not options["goes_on"]:
+        return None, Conversation()
+    from llava_cli.cli.remembering import last_thread
+    from llava_cli.history import conversation_of
+    from llava_cli.models.resolve import BUNDLED
+
+    exchanges = last_thread()
+    model = exchanges[-1].model
+    if options["model"] is None and model != BUNDLED:
+        options["model"] = model
+    return exchanges[-1].thread, conversation_of(exchanges)
+
+
+def _conversation(
+    before: Conversation, prompt: str, images: Sequence[Image], options: dict[str, Any]
+) -> Conversation:
+    from llava_cli.conversation import Conversation
+
+    conversation = before
     if options["system"] is not None:
-        conversation = conversation.add("system", options["system"])
+        rest = tuple(m for m in before.messages if m.role != "system")
+        conversation = Conversation(Conversation().add("system", options["system"]).messages + rest)
     conversation = conversation.add("user", *images, prompt)
     if options["prefill"]:
         conversation = conversation.add("assistant", options["prefill"])
@@ -149,7 +175,7 @@ def _conversation(prompt: str, images: Sequence[Image], options: dict[str, Any])
 def _print_one(
     engine: Engine, conversation: Conversation, sampling: Sampling, options: dict[str, Any]
 ) -> None:
-    from llava_cli.cli import answering, constraint
+    from llava_cli.cli import answering, constraint, remembering
     from llava_cli.terminal.answers import answer_stream
     from llava_cli.terminal.documents import write_document
     from llava_cli.terminal.streams import write
@@ -168,6 +194,8 @@ def _print_one(
         answering.write_candidates(answer)
     if options["stats"]:
         answering.write_stats(answer, engine)
+    if remembering.is_on(options["no_log"]):
+        remembering.remember(conversation, answer, engine, "ask", options["thread"])
 
 
 def _print_each(
@@ -176,15 +204,19 @@ def _print_each(
     sampling: Sampling,
     options: dict[str, Any],
 ) -> None:
-    from llava_cli.cli import answering, constraint
+    from llava_cli.cli import answering, constraint, remembering
     from llava_cli.terminal.documents import write_json_line
 
     prefill = options["prefill"] or ""
-    for answer in answering.batch_answers(engine, conversations, sampling, prefill):
+    wanted_log = remembering.is_on(options["no_log"])
+    answers = answering.batch_answers(engine, conversations, sampling, prefill)
+    for conversation, answer in zip(conversations, answers, strict=True):
         constraint.check_answer(answer, sampling)
         write_json_line(_document(answer, engine, options))
         if options["stats"]:
             answering.write_stats(answer, engine)
+        if wanted_log:
+            remembering.remember(conversation, answer, engine, "ask")
 
 
 def _document(answer: Answer, engine: Engine, options: dict[str, Any]) -> dict[str, Any]:

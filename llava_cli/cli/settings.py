@@ -70,6 +70,10 @@ def size_bytes(value: str) -> int:
     unit = match[2].upper()
     base = 1000 if unit.endswith("B") and len(unit) == 2 else 1024
     return int(float(match[1]) * base ** " KMGT".index(unit[:1] or " "))
+def _switch(value: str) -> int | None:
+    """1 or 0 for what people write to turn something on or off."""
+    known = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
+    return known.get(value.strip().lower())
 
 
 SETTINGS = {
@@ -81,6 +85,7 @@ SETTINGS = {
         Setting("threads", "LLAVA_THREADS", "a number of 1 to 1024", _threads),
         Setting("home", "LLAVA_HOME", "a folder", _text),
         Setting("cache_size", "LLAVA_CACHE_SIZE", "a size like 4GiB, or 0", _size, "4GiB"),
+        Setting("no_log", "LLAVA_NO_LOG", "true or false", _switch, 0),
     )
 }
 
@@ -135,7 +140,9 @@ def default_home() -> Path:
 
 def checked(setting: Setting, value: object, where: str) -> str | int | None:
     """A value that the setting can have, or a UsageError that says where it was written."""
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, str | int):
         parsed = setting.parse(str(value))
         if parsed is not None:
             return parsed

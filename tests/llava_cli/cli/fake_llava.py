@@ -44,6 +44,8 @@ class FakeEngine:
             if isinstance(text, float):
                 time.sleep(text)
                 continue
+            if pictures:  # an answer that shows which picture it is about
+                text = text.replace("PICTURE", Path(pictures[0][0]).name)
             yield Token(text, id=index, candidates=candidates if index == 0 else ())
         count = len(self.script)
         stats = Stats(5, 16 * len(infos), count, 0.1, 0.2, 0.3, 0.5, 0.5, images=infos)
