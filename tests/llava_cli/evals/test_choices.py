@@ -68,8 +68,8 @@ def test_mmbench_reads_workbooks_with_and_without_gold_beside(desk: Desk) -> Non
     sheet.append([1000007, "Which?", "dog", "cat", None, None, "B", "B"])
     path = desk.folder / "u.xlsx"
     book.save(path)
-    for annotations in ((gold,), ()):
-        assert desk.score("mmbench", path, *annotations).metrics["circular_accuracy"] == 100
+    for files in ((gold,), ()):
+        assert desk.score("mmbench", path, *files).metrics["circular_accuracy"] == 100
     text = "index\tprediction\r\n7\tA\r\n1000007\t\r\n"
     result = desk.score("mmbench-cn", desk.text("u.tsv", text), gold)
     assert result.metrics["circular_accuracy"] == 0
@@ -100,7 +100,8 @@ def test_mmbench_without_gold_is_for_the_server(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("text", "letter"),
     [("A", "A"), ("B.", "B"), ("C. a dog", "C"), ("(D) x", "D"), ("(A)", "A"), (" B\n", "B"),
-     ("A dog", None), ("E", None), ("", None), ("a", None), ("AB", None), ("The answer is A", None)],
+     ("A dog", None), ("E", None), ("", None), ("a", None), ("AB", None),
+     ("The answer is A", None)],
 )  # fmt: skip
 def test_mmbench_reads_a_letter_alone_or_in_front_of_its_option(
     text: str, letter: str | None

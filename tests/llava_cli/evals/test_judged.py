@@ -72,9 +72,9 @@ def test_llava_bench_says_where_a_tuple_is_not_what_the_review_says(desk: Desk) 
 
 def mmvet_gold(desk: Desk) -> Path:
     return desk.json("mm-vet.json", {
-        "v1_0": {"imagename": "a.png", "question": "q", "answer": "x", "capability": ["ocr", "math"]},
-        "v1_1": {"imagename": "b.png", "question": "q", "answer": "y", "capability": ["rec"]},
-        "v1_2": {"imagename": "c.png", "question": "q", "answer": "z", "capability": ["math", "ocr"]},
+        "v1_0": {"question": "q", "answer": "x", "capability": ["ocr", "math"]},
+        "v1_1": {"question": "q", "answer": "y", "capability": ["rec"]},
+        "v1_2": {"question": "q", "answer": "z", "capability": ["math", "ocr"]},
     })  # fmt: skip
 
 
