@@ -27,7 +27,7 @@ from llava_cli.evals.scoring import (
 )
 
 RULE = "lower case, Penn Treebank words without punctuation; BLEU, ROUGE-L, CIDEr-D x 100"
-MISSING = "counted as an empty caption"
+MISSING = "left out, as the organisers do"
 FILES = ("captions_val*.json", "captions*.json", "*.json")
 NGRAMS = 4
 SIGMA = 6.0
@@ -104,7 +104,8 @@ def metrics(items: Iterable[Verdict]) -> dict[str, float]:
     """`bleu_1` to `bleu_4`, `rouge_l`, `cider`, all x 100."""
     pairs = []
     for item in items:
-        pairs.append(item.extra)
+        if item.text is not None:
+            pairs.append(item.extra)
     found = {f"bleu_{n}": 100.0 * v for n, v in enumerate(bleu(pairs), 1)}
     found["rouge_l"] = 100.0 * fmean(rouge_l(said, refs) for said, refs in pairs)
     found["cider"] = 100.0 * cider(pairs)

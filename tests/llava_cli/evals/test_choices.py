@@ -240,3 +240,21 @@ def test_scienceqa_reads_the_detail_file(desk: Desk) -> None:
     assert result.metrics["image_accuracy"] == 50
     with pytest.raises(UsageError, match="no stored results"):
         desk.score("scienceqa", desk.json("d.json", detail), gold, splits=splits, use_stored=True)
+
+
+def test_lenient_figures_stand_beside_the_strict_ones(desk: Desk) -> None:
+    rows = [
+        {"question_id": 101, "text": "The answer is (A)."},
+        {"question_id": "v10_2", "text": "A or B"},
+        {"question_id": 103, "text": "C."},
+        {"question_id": 104, "text": "D"},
+    ]
+    found = desk.score("seed", desk.lines("a.jsonl", rows), seed_gold(desk), lenient=True)
+    assert found.metrics["accuracy"] == 25
+    assert found.metrics["lenient_accuracy"] == 75
+    assert found.counts.unparsable == 3
+    gold, splits = problems(desk)
+    replies = [{"question_id": n, "text": text} for n, text in ((1, "It is A!"), (2, "C"))]
+    path = desk.lines("s.jsonl", replies)
+    result = desk.score("scienceqa", path, gold, splits=splits, lenient=True)
+    assert (result.metrics["accuracy"], result.metrics["lenient_accuracy"]) == (0, 25)

@@ -209,3 +209,24 @@ def test_scenes_are_asked_about_exactly(desk: Desk) -> None:
     result = desk.score("scenes", desk.lines("a.jsonl", wrong), gold)
     assert result.metrics["accuracy"] == 0
     assert result.counts.unparsable == 5
+
+
+def test_mm_vet_reads_the_organisers_table_of_results(desk: Desk) -> None:
+    text = ",rec,ocr,know,gen,spat,math,total,std,runs\nm,36.1,22.4,19.9,23.3,28.7,7.7,31.1,0.2,"
+    result = desk.score("mm-vet", desk.text("t.csv", text + '"[31.0, 31.2]"\n'), mmvet_gold(desk))
+    assert result.metrics["mean_score"] == 31.1
+    assert (result.metrics["ocr"], result.metrics["std"]) == (22.4, 0.2)
+    assert result.metrics["mean_score_run_2"] == 31.2
+    assert "no items to count" in result.protocol["warnings"][0]
+
+
+def test_files_without_any_item_are_errors_not_crashes(desk: Desk) -> None:
+    gold = desk.lines("q.jsonl", [{"question_id": 1, "text": "q", "category": "conv"}])
+    for name, file, golds in (
+        ("mm-vet", desk.json("g.json", {}), ()),
+        ("mm-vet", desk.json("g.json", {}), (mmvet_gold(desk),)),
+        ("llava-bench", desk.lines("r.jsonl", []), (gold,)),
+        ("coco-caption", desk.json("c.json", []), (desk.json("a.json", {"annotations": []}),)),
+    ):
+        with pytest.raises(DataError, match="no prediction for any item"):
+            desk.score(name, file, *golds)
