@@ -33,7 +33,7 @@ NGRAMS = 4
 SIGMA = 6.0
 BETA = 1.2
 _TOKEN = re.compile(
-    r"(?:[a-z]\.){2,}|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th)?|[^\W_]+(?:['/&_-][^\W_]+)*"
+    r"(?:[a-z]\.){2,}|(?:mrs?|ms|dr|jr|sr|st|vs|ave|blvd|inc|corp|ltd)\.(?!\w)|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th)?|[^\W_]+(?:['/&_-][^\W_]+)*"
     r"|[^\w\s'.,:;!?\"`-]"
 )
 _BRACKETS = dict(zip("(){}[]", "-lrb- -rrb- -lcb- -rcb- -lsb- -rsb-".split(), strict=True))

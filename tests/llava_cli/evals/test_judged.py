@@ -132,6 +132,7 @@ def test_owleval_reports_shares_of_grades_by_ability(desk: Desk) -> None:
         ("It doesn't (really) work!", "it does n't -lrb- really -rrb- work"),
         ('A black-and-white cat; \'tis "nice"', "a black-and-white cat tis nice"),
         ("Two\nlines  can't", "two lines ca n't"),
+        ("St. Louis, Mr. X.", "st. louis mr. x"),
         ("At 10:30 in the U.S. for $5", "at 10:30 in the u.s. for $ 5"),
     ],
 )

@@ -59,6 +59,14 @@ def test_vqav2_reads_the_upload_format(desk: Desk) -> None:
     assert result.counts == (2, 2, 0, 0)
 
 
+def test_uploads_reach_the_official_rule_as_they_are(desk: Desk) -> None:
+    gold = annotations(desk, (1, "other", ten("bob's")))
+    upload = desk.json("u.json", [{"question_id": 1, "answer": "bob's"}])
+    assert desk.score("vqav2", upload, gold).metrics["official_accuracy"] == 100
+    rows = desk.lines("a.jsonl", [{"question_id": 1, "text": "bob's"}])
+    assert desk.score("vqav2", rows, gold).metrics["official_accuracy"] == 0
+
+
 def test_identical_references_stay_as_they_are_in_the_official_rule(desk: Desk) -> None:
     gold = annotations(desk, (1, "other", ten("top-left")), (2, "other", ten("top-left", "x", "y")))
     rows = [{"question_id": 1, "text": "top left"}, {"question_id": 2, "text": "top left"}]
