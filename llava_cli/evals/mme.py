@@ -171,9 +171,9 @@ def _gold(row: Row, text: str) -> str:
 def _answers(inputs: Inputs, stored: list[Question], notes: Notes) -> dict[Place, list[Answer]]:
     """Answers by (category, picture, question); gold in the files goes to `stored`."""
     answers: dict[Place, list[Answer]] = {}
-    for path in find(inputs.predictions, "*.txt", "*.jsonl", "*.json"):
-        if path.name in ("eval_type_dict.txt", "calculation.txt"):
-            continue
+    files = find(inputs.predictions, "*.txt", "predictions*.jsonl", "*.jsonl", "*.json")
+    texts = [path for path in files if path.stem in (*PERCEPTION, *COGNITION)]
+    for path in texts or files:
         start = first_character(path)
         found = _of_rows(path) if start in ("{", "[") else _of_text(path, stored)
         for place, answer in found:

@@ -252,3 +252,16 @@ def test_cut_off_annotations_are_an_error(desk: Desk, cut: int) -> None:
     gold = desk.text("g.json", text[:cut])
     with pytest.raises(DataError, match="g.json: not JSON"):
         desk.score("vqav2", desk.lines("a.jsonl", [{"question_id": 1, "text": "red"}]), gold)
+
+
+def test_textvqa_keeps_the_ocr_line_where_there_are_no_tokens(desk: Desk) -> None:
+    from llava_cli.evals import plans
+    from llava_cli.evals.tasks import Asking
+    from tests.llava_cli.evals.layouts import make, put
+
+    data = make("textvqa", desk.folder / "data")
+    rows = [{"image_id": "00685bc495504d61", "ocr_tokens": []}]
+    put(data / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": rows})
+    task = plans.plan("textvqa", Asking(data)).tasks[0]
+    assert task.text == f"what brand?\nReference OCR token: \n{SHORT}"
+    assert plans.plan("textvqa", Asking(data, ocr=False)).tasks[0].text == f"what brand?\n{SHORT}"
