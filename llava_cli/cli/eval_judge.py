@@ -46,13 +46,31 @@ EXAMPLES = (
 @click.option("--references", type=FILE, metavar="F", help="Reference answers (LLaVA-Bench).")
 @click.option("--make-references", is_flag=True, help="Let the judge write references first.")
 @click.option("--rule", type=FILE, metavar="F", help="Wording: a rule file, or MM-Vet's table.")
-@click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option(
+    "--runs", type=click.IntRange(1, 100), default=3, show_default=True,
+    help="How often each answer is judged.",
+)  # fmt: skip
 @click.option("--swap", is_flag=True, help="Judge in both orders, to measure the place's weight.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0.2, as published (LLaVA-Bench).")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest reply.")
-@click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True)
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=120.0, show_default=True)
-@click.option("--retries", type=click.IntRange(0, 50), default=5, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Requests under way together.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait for one reply.",
+)
+@click.option(
+    "--retries", type=click.IntRange(0, 50), default=5, show_default=True,
+    help="After rate limits, time-outs and server errors.",
+)  # fmt: skip
 @click.option("--max-requests", type=click.IntRange(min=1), help="Stop after this many.")
 @click.option("--max-total-tokens", type=click.IntRange(min=1), help="Stop after this many.")
 @click.option("--retry-failed", is_flag=True, help="Ask again where the reply could not be read.")

@@ -68,6 +68,10 @@ class _Many(Command):
     help="How TextVQA's rows are matched: by picture and question, or by id.",
 )  # fmt: skip
 @click.option("--answered-only", is_flag=True, help="Leave items without a prediction out.")
+@click.option(
+    "--lenient", is_flag=True,
+    help="Also read letters and yes or no leniently; shown beside the strict figures.",
+)  # fmt: skip
 @click.option("--details", type=click.Path(path_type=Path), metavar="F", help="A row an item.")
 def score(benchmark: str, details: Path | None, **options: Any) -> None:
     """Score stored predictions of one benchmark; no model is needed, and no torch."""

@@ -27,13 +27,13 @@ from llava_cli.evals.scoring import (
 )
 
 RULE = "lower case, Penn Treebank words without punctuation; BLEU, ROUGE-L, CIDEr-D x 100"
-MISSING = "counted as an empty caption"
+MISSING = "left out, as the organisers do"
 FILES = ("captions_val*.json", "captions*.json", "*.json")
 NGRAMS = 4
 SIGMA = 6.0
 BETA = 1.2
 _TOKEN = re.compile(
-    r"(?:[a-z]\.){2,}|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th)?|[^\W_]+(?:['/&_-][^\W_]+)*"
+    r"(?:[a-z]\.){2,}|(?:mrs?|ms|dr|jr|sr|st|vs|ave|blvd|inc|corp|ltd)\.(?!\w)|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th)?|[^\W_]+(?:['/&_-][^\W_]+)*"
     r"|[^\w\s'.,:;!?\"`-]"
 )
 _BRACKETS = dict(zip("(){}[]", "-lrb- -rrb- -lcb- -rcb- -lsb- -rsb-".split(), strict=True))
@@ -104,7 +104,8 @@ def metrics(items: Iterable[Verdict]) -> dict[str, float]:
     """`bleu_1` to `bleu_4`, `rouge_l`, `cider`, all x 100."""
     pairs = []
     for item in items:
-        pairs.append(item.extra)
+        if item.text is not None:
+            pairs.append(item.extra)
     found = {f"bleu_{n}": 100.0 * v for n, v in enumerate(bleu(pairs), 1)}
     found["rouge_l"] = 100.0 * fmean(rouge_l(said, refs) for said, refs in pairs)
     found["cider"] = 100.0 * cider(pairs)

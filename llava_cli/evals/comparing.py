@@ -132,7 +132,7 @@ def _p(first: int, second: int) -> float:
         z = max(0.0, abs(first - second) - 1) / math.sqrt(n)
         return math.erfc(z / math.sqrt(2))
     tail = sum(math.comb(n, k) for k in range(few + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def text(found: Comparison, names: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from llava_cli.evals.scoring import (
     find,
     judged,
     leftovers,
+    lenient_letter,
     metric_name,
     prediction_rows,
 )
@@ -87,12 +88,17 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
             )
         index = row_id(row, "index")
         for number in range(max(1, len(options(row))) if rounds else 1):
-            yield _verdict((index, number), str(gold), row, answers, chars)
+            yield _verdict((index, number), str(gold), row, answers, chars, inputs.lenient)
     leftovers(answers, notes)
 
 
 def _verdict(
-    key: tuple[Any, int], gold: str, row: Row, answers: dict[Any, Answer], chars: dict[Any, Any]
+    key: tuple[Any, int],
+    gold: str,
+    row: Row,
+    answers: dict[Any, Answer],
+    chars: dict[Any, Any],
+    lenient: bool,
 ) -> Verdict:
     index, number = key
     groups = tuple(str(row.data.get(n) or "") for n in ("category", "l2-category"))
@@ -102,7 +108,7 @@ def _verdict(
     answer = answers.pop(key, None)
     if answer is None:
         return Verdict(name, gold, None, None, 0.0, "missing", groups, extra)
-    letter = parse(answer.text)
+    letter = parse(answer.text) or (lenient_letter(answer.text) if lenient else None)
     if letter is None:
         return Verdict(name, gold, answer.text, None, 0.0, "unparsable", groups, extra)
     if number and key in chars:

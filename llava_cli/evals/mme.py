@@ -20,6 +20,7 @@ from llava_cli.evals.scoring import (
     find,
     judged,
     leftovers,
+    lenient_yes_no,
 )
 
 RULE = "lower case; yes or no, else yes then no looked for in the first 4 characters, else wrong"
@@ -91,7 +92,7 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
             yield Verdict(key, gold_of[place], None, None, 0.0, "missing", groups, extra)
             continue
         answer = waiting.pop(0)
-        said = parse(answer.text)
+        said = (inputs.lenient and lenient_yes_no(answer.text)) or parse(answer.text)
         right = said == gold_of[place]
         reason = "unparsable" if said == "other" else judged(right)
         parsed = None if said == "other" else said
@@ -130,6 +131,8 @@ def read_gold(path: Path) -> Iterator[Question]:
             yield Question(place[0], place[1], row_text(row, "text", "question"), _gold(row, gold))
         return
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    known = [folder for folder in folders if folder.name in (*PERCEPTION, *COGNITION)]
+    folders = known or folders  # the release also holds the organisers' scripts
     found = [folder for folder in folders if any(question_files(folder))]
     if not found:
         raise DataError(
@@ -168,9 +171,9 @@ def _gold(row: Row, text: str) -> str:
 def _answers(inputs: Inputs, stored: list[Question], notes: Notes) -> dict[Place, list[Answer]]:
     """Answers by (category, picture, question); gold in the files goes to `stored`."""
     answers: dict[Place, list[Answer]] = {}
-    for path in find(inputs.predictions, "*.txt", "*.jsonl", "*.json"):
-        if path.name in ("eval_type_dict.txt", "calculation.txt"):
-            continue
+    files = find(inputs.predictions, "*.txt", "predictions*.jsonl", "*.jsonl", "*.json")
+    texts = [path for path in files if path.stem in (*PERCEPTION, *COGNITION)]
+    for path in texts or files:
         start = first_character(path)
         found = _of_rows(path) if start in ("{", "[") else _of_text(path, stored)
         for place, answer in found:

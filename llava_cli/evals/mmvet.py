@@ -48,9 +48,14 @@ def gold_of(inputs: Inputs) -> dict[str, Mapping[str, Any]]:
 
 def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
     """One verdict an item; its grades are `parsed`."""
+    files = prediction_files(inputs.predictions)
+    if len(files) == 1 and (stored := _capability_table(files[0])):
+        notes.add("table of results, with no items to count", str(files[0]))
+        yield Verdict("table", None, "", stored, 0.0, "match", (), stored)
+        return
     gold = gold_of(inputs)
     grades: dict[str, tuple[list[float], Any]] = {}
-    for path in prediction_files(inputs.predictions):
+    for path in files:
         for name, scores, text in _grades(path):
             if name in grades:
                 raise DataError(f"{path}: {name} is graded twice", "one entry an item")
@@ -76,6 +81,9 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
 
 def metrics(items: Iterable[Verdict]) -> dict[str, float]:
     """`mean_score`, `std` over runs, each run, each capability and set of capabilities."""
+    items = list(items)
+    if items and isinstance(items[0].extra, dict):
+        return dict(items[0].extra)
     rows = [(item.parsed or [0.0], item.score, item.groups) for item in items]
     runs = max((len(scores) for scores, _, _ in rows), default=1)
     # An item with fewer grades than runs enters the later ones with their mean.
@@ -95,6 +103,29 @@ def metrics(items: Iterable[Verdict]) -> dict[str, float]:
         scores = [mean for _, mean, groups in rows if groups == group]
         found["set_" + "_".join(group)] = 100.0 * fmean(scores)
     return found
+
+
+def _capability_table(path: Path) -> dict[str, float]:
+    """The figures of the organisers' table of scores by capability, of one model."""
+    if not is_workbook(path) and first_character(path) in ("{", "["):
+        return {}
+    rows = list(read_rows(path))
+    if not rows or "total" not in rows[0].data:
+        return {}
+    if len(rows) > 1:
+        raise rows[1].bad("a second model", "give a table of one model")
+    found: dict[str, float] = {}
+    for name, cell in rows[0].data.items():
+        text = str(cell).strip()
+        if name == "runs":
+            runs = re.findall(r"\d+(?:\.\d+)?", text)
+            if len(runs) > 1:
+                found |= {f"mean_score_run_{n}": float(run) for n, run in enumerate(runs, 1)}
+        elif re.fullmatch(r"-?\d+(?:\.\d+)?", text):
+            names = {"total": "mean_score", "std": "std"}
+            default = name if name in CAPABILITIES else f"set_{name}"
+            found[names.get(name, default)] = float(text)
+    return {"mean_score": found.pop("mean_score"), **found}
 
 
 def _failed(content: Any) -> bool:

@@ -67,7 +67,9 @@ def vizwiz(asking: Asking) -> Plan:
 
 def textvqa(asking: Asking) -> Plan:
     """TextVQA with the OCR tokens of the organisers' other file in the prompt."""
-    path = one_file(asking.data, "TextVQA_*_val.json", "TextVQA_*.json", split=_no_ocr(asking))
+    path = one_file(
+        asking.data, "TextVQA_[0-9]*_val.json", "TextVQA_[0-9]*.json", split=asking.split
+    )
     words = _ocr(asking) if asking.ocr else None
     pictures, tasks = Pictures(asking.data), []
     for row in read_rows(path, "data"):
@@ -78,10 +80,6 @@ def textvqa(asking: Asking) -> Plan:
         picture = pictures.find(f"{image}.jpg", "train_images", "test_images")
         tasks.append(Task(image, text + asking.closing(SHORT), picture))
     return Plan(tasks, (path,))
-
-
-def _no_ocr(asking: Asking) -> str:
-    return asking.split or "0.5.1_val"
 
 
 def _ocr(asking: Asking) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from llava_cli.evals.scoring import (
     find,
     judged,
     leftovers,
+    lenient_yes_no,
     needed,
     prediction_files,
 )
@@ -79,8 +80,10 @@ def gold_items(paths: Iterable[Path]) -> list[Item]:
 
 def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
     """One verdict a question, split by split."""
-    gold = gold_items(find(needed(inputs.annotations, FILES[0]), *FILES))
-    answers = _Joined(inputs, gold, notes).answers
+    files = find(needed(inputs.annotations, FILES[0]), *FILES)
+    asked = inputs.questions or next((path for path in files if _asks(path)), None)
+    gold = gold_items(path for path in files if path != asked)
+    answers = _Joined(inputs, gold, notes, asked).answers
     for item in gold:
         waiting = answers.get(item[:3])
         key, groups = f"{item.split}/{item.key}", (item.split,)
@@ -88,7 +91,7 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
             yield Verdict(key, item.label, None, None, 0.0, "missing", groups)
             continue
         answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
-        said = parse(answer.text)
+        said = (inputs.lenient and lenient_yes_no(answer.text)) or parse(answer.text)
         right = said == item.label
         reason = judged(right)
         yield Verdict(key, item.label, answer.text, said, float(right), reason, groups)
@@ -131,13 +134,13 @@ Place = tuple[str, str, str]
 class _Joined:
     """The predictions, each at its (split, picture, object)."""
 
-    def __init__(self, inputs: Inputs, gold: list[Item], notes: Notes) -> None:
+    def __init__(self, inputs: Inputs, gold: list[Item], notes: Notes, asked: Path | None) -> None:
         self._gold = gold
         self._known = {item[:3] for item in gold}
         self._notes = notes
         self.answers: dict[Place, list[Answer]] = {}
         self._unknown: dict[Any, Answer] = {}
-        questions = _questions(inputs.questions)
+        questions = _questions(asked)
         files = {path: list(read_rows(path)) for path in prediction_files(inputs.predictions)}
         rows = [row for found in files.values() for row in found]
         if questions:
@@ -227,6 +230,12 @@ def _next_split(asked: list[str], start: int, splits: dict[str, list[Item]]) -> 
 
 def _answer(row: Row) -> Answer:
     return Answer(row_text(row, *_TEXTS), row.path, row.number, row.unit)
+
+
+def _asks(path: Path) -> bool:
+    """Whether a file is LLaVA's questions: they name their category and hold no label."""
+    first = next(iter(read_rows(path)), None)
+    return first is not None and "category" in first.data and "label" not in first.data
 
 
 def _questions(path: Path | None) -> dict[Key, Place]:

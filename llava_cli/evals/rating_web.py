@@ -11,6 +11,7 @@ import threading
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 from llava_cli.errors import ImageError, UsageError
 from llava_cli.evals.rating import MEANINGS, Item, Session
@@ -35,7 +36,8 @@ class RatingServer:
         self.secret = secrets.token_urlsafe(16)
         self.finished = threading.Event()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        handler = type("Handler", (_Handler,), {"rating": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}/{self.secret}/"
@@ -107,61 +109,60 @@ def _form(item: Item) -> str:
     )
 
 
-def _handler(server: RatingServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if not self._allowed():
-                return
-            name = self.path.split("/")[-1].partition("?")[0]
-            if name == "":
-                self._send(200, server.page().encode(), "text/html; charset=utf-8")
-            elif name == "picture":
-                try:
-                    self._send(200, server.picture(), "application/octet-stream")
-                except ImageError as error:
-                    self._send(404, error.message.encode(), "text/plain; charset=utf-8")
-            else:
-                self._send(404, b"", "text/plain")
+class _Handler(BaseHTTPRequestHandler):
+    """One request; `rating` is set on a subclass, for the standard library makes the instance."""
 
-        def do_POST(self) -> None:
-            if not self._allowed():
-                return
-            length = int(self.headers.get("Content-Length") or 0)
-            if not 0 < length <= _MAX_BODY:
-                self._send(400, b"", "text/plain")
-                return
-            from urllib.parse import parse_qs
+    rating: RatingServer
 
-            form = parse_qs(self.rfile.read(length).decode("utf-8", "replace"))
+    def do_GET(self) -> None:
+        if not self._allowed():
+            return
+        name = self.path.split("/")[-1].partition("?")[0]
+        if name == "":
+            self._send(200, self.rating.page().encode(), "text/html; charset=utf-8")
+        elif name == "picture":
             try:
-                server.rate(form.get("token", [""])[0], form.get("grade", [""])[0])
-            except UsageError as error:
-                self._send(400, json.dumps(error.message).encode(), "application/json")
-                return
-            self.send_response(303)
-            self.send_header("Location", f"/{server.secret}/")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+                self._send(200, self.rating.picture(), "application/octet-stream")
+            except ImageError as error:
+                self._send(404, error.message.encode(), "text/plain; charset=utf-8")
+        else:
+            self._send(404, b"", "text/plain")
 
-        def _allowed(self) -> bool:
-            """The secret in the path, and our own address as the host: no other site's request."""
-            host = self.headers.get("Host", "")
-            own = {f"127.0.0.1:{server.port}", f"localhost:{server.port}"}
-            if self.path.startswith(f"/{server.secret}/") and host in own:
-                return True
-            self._send(403, b"", "text/plain")
-            return False
+    def do_POST(self) -> None:
+        if not self._allowed():
+            return
+        length = int(self.headers.get("Content-Length") or 0)
+        if not 0 < length <= _MAX_BODY:
+            self._send(400, b"", "text/plain")
+            return
+        form = parse_qs(self.rfile.read(length).decode("utf-8", "replace"))
+        try:
+            self.rating.rate(form.get("token", [""])[0], form.get("grade", [""])[0])
+        except UsageError as error:
+            self._send(400, json.dumps(error.message).encode(), "application/json")
+            return
+        self.send_response(303)
+        self.send_header("Location", f"/{self.rating.secret}/")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        def _send(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.end_headers()
-            self.wfile.write(body)
+    def _allowed(self) -> bool:
+        """The secret in the path, and our own address as the host: no other site's request."""
+        host = self.headers.get("Host", "")
+        own = {f"127.0.0.1:{self.rating.port}", f"localhost:{self.rating.port}"}
+        if self.path.startswith(f"/{self.rating.secret}/") and host in own:
+            return True
+        self._send(403, b"", "text/plain")
+        return False
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+    def _send(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
 
-    return Handler
+    def log_message(self, format: str, *args: Any) -> None:
+        pass

@@ -7,96 +7,29 @@ so that annotations larger than memory pass. Nothing here knows a benchmark.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from llava_cli.errors import DataError, MissingDependency
+from llava_cli.evals.json_stream import stream_array, stream_object
+from llava_cli.evals.records import (
+    Key,
+    Row,
+    as_row,
+    canonical,
+    not_text,
+    open_text,
+    row_id,
+    row_text,
+)
 
-CHUNK = 1 << 20
+__all__ = ["Key", "Row", "canonical", "open_text", "row_id", "row_text", "stream_object"]
+
 MAX_LINE = 1 << 24
 """Characters of a line of JSON Lines; a longer first line is the whole of a document."""
-MAX_ELEMENT = 1 << 26
-"""Characters of one JSON value inside a file; more is taken for damage."""
-_SPACE = re.compile(r"[ \t\r\n]*")
-_WHOLE_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)")
-_DECODE = json.JSONDecoder()
-
-Key = int | str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record and where it stands."""
-
-    data: Mapping[str, Any]
-    path: Path
-    number: int
-    """Line of a JSON Lines file or a table, else position in the array; both from 1."""
-    unit: str = "line"
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return f"{self.path}, {self.unit} {self.number}"
-
-    def bad(self, problem: str, hint: str = "") -> DataError:
-        """An error that names this row."""
-        return DataError(f"{self.where}: {problem}", hint or "correct or remove the row")
-
-
-def canonical(value: Any) -> Key | None:
-    """An id in its one form: 7, 7.0 and "7" are the same; None for what is no id."""
-    if isinstance(value, str):
-        text = value.strip()
-        return int(text) if _WHOLE_NUMBER.fullmatch(text) and len(text) < 19 else text or None
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return None
-
-
-def row_id(row: Row, *names: str) -> Key:
-    """The id under the first of these names that the row has."""
-    for name in names:
-        if name in row.data:
-            key = canonical(row.data[name])
-            if key is None:
-                raise row.bad(f"{name} is {_shown(row.data[name])}, not an id")
-            return key
-    raise row.bad(f"{' or '.join(names)} is missing")
-
-
-def row_text(row: Row, *names: str) -> str:
-    """The text under the first of these names that the row has."""
-    for name in names:
-        if name in row.data:
-            value = row.data[name]
-            if not isinstance(value, str):
-                raise row.bad(f"{name} is {_shown(value)}, not a text")
-            return value
-    raise row.bad(f"{' or '.join(names)} is missing")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"a {type(value).__name__}"
-
-
-def open_text(path: Path, newline: str | None = None) -> TextIO:
-    """A text file in UTF-8, or in UTF-16 where its mark says so; line ends become newlines."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return path.open(encoding="utf-16" if utf16 else "utf-8-sig", newline=newline)
 
 
 def read_text(path: Path) -> str:
@@ -105,7 +38,7 @@ def read_text(path: Path) -> str:
         with open_text(path) as file:
             return file.read()
     except UnicodeDecodeError as error:
-        raise _not_text(path) from error
+        raise not_text(path) from error
 
 
 def read_json(path: Path) -> Any:
@@ -139,7 +72,7 @@ def first_character(path: Path) -> str:
                 if chunk.strip():
                     return chunk.lstrip()[0]
     except UnicodeDecodeError as error:
-        raise _not_text(path) from error
+        raise not_text(path) from error
     return ""
 
 
@@ -155,7 +88,7 @@ def is_json_lines(path: Path) -> bool:
             more = any(rest.strip() for rest in iter(lambda: file.readline(MAX_LINE), ""))
             return more or _looks_like_row(line)
     except UnicodeDecodeError as error:
-        raise _not_text(path) from error
+        raise not_text(path) from error
 
 
 def _is_object(line: str) -> bool:
@@ -210,15 +143,9 @@ def _lines(path: Path) -> Iterator[Row]:
                         f"{path}, line {number}: not JSON: {error}",
                         "a file that was cut off? remove the line, or run again",
                     ) from error
-                yield _row(value, path, number, "line")
+                yield as_row(value, path, number, "line")
     except UnicodeDecodeError as error:
-        raise _not_text(path) from error
-
-
-def _row(value: Any, path: Path, number: int, unit: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{path}, {unit} {number}: not a JSON object", "one object a row")
-    return Row(value, path, number, unit)
+        raise not_text(path) from error
 
 
 def read_table(path: Path) -> Iterator[Row]:
@@ -231,7 +158,7 @@ def read_table(path: Path) -> Iterator[Row]:
             lines = csv.reader(file, delimiter="\t" if "\t" in header else ",")
             yield from _table(lines, path)
     except UnicodeDecodeError as error:
-        raise _not_text(path) from error
+        raise not_text(path) from error
 
 
 def _table(lines: Iterable[list[Any]], path: Path) -> Iterator[Row]:
@@ -270,142 +197,3 @@ def _workbook(path: Path) -> Iterator[Row]:
         yield from _table((list(cells) for cells in sheet.iter_rows(values_only=True)), path)
     finally:
         book.close()
-
-
-def _not_text(path: Path) -> DataError:
-    return DataError(f"{path}: not a text file in UTF-8", "check that this is the right file")
-
-
-def stream_array(path: Path, member: str | None) -> Iterator[Row]:
-    """The elements of a JSON array, or of the array under `member` of an object, one by one."""
-    try:
-        with open_text(path) as file:
-            reader = _Reader(file, path)
-            if member is None:
-                yield from reader.elements()
-                return
-            found = False
-            for name in reader.members():
-                if name == member and reader.peek() == "[":
-                    found = True
-                    yield from reader.elements()
-                else:
-                    reader.skip()
-            if not found:
-                raise DataError(
-                    f"{path}: has no list {member!r}", "check that this is the right file"
-                )
-    except UnicodeDecodeError as error:
-        raise _not_text(path) from error
-
-
-class _Reader:
-    """Walks one JSON document with a window on its text."""
-
-    def __init__(self, file: TextIO, path: Path) -> None:
-        self._file = file
-        self._path = path
-        self._text = ""
-        self._at = 0
-        self._ended = False
-
-    def peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
-        while True:
-            match = _SPACE.match(self._text, self._at)
-            self._at = match.end() if match else self._at
-            if self._at < len(self._text) or not self._more():
-                return self._text[self._at : self._at + 1]
-
-    def _more(self, size: int = CHUNK) -> bool:
-        if self._ended:
-            return False
-        added = self._file.read(size)
-        self._text = self._text[self._at :] + added
-        self._at = 0
-        self._ended = not added
-        return bool(added)
-
-    def value(self) -> Any:
-        """The next JSON value."""
-        self.peek()
-        size = CHUNK
-        while True:
-            try:
-                value, end = _DECODE.raw_decode(self._text, self._at)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if len(self._text) - self._at < MAX_ELEMENT and self._more(size):
-                    size *= 2
-                    continue
-                raise DataError(
-                    f"{self._path}: not JSON: {error}", "check that the file is whole"
-                ) from error
-            length = end - self._at
-            if end < len(self._text) or not self._more():  # a number may go on
-                self._at += length
-                return value
-
-    def take(self, allowed: str) -> str:
-        """The next character, which must be one of these."""
-        found = self.peek()
-        if not found or found not in allowed:
-            shown = repr(found) if found else "the end of the file"
-            raise DataError(
-                f"{self._path}: not JSON: {shown} where one of {' '.join(allowed)} was expected",
-                "check that the file is whole",
-            )
-        self._at += 1
-        return found
-
-    def elements(self) -> Iterator[Row]:
-        """The objects of the array that begins here."""
-        self.take("[")
-        number = 0
-        if self.peek() == "]":
-            self.take("]")
-            return
-        while True:
-            number += 1
-            yield _row(self.value(), self._path, number, "item")
-            if self.take(",]") == "]":
-                return
-
-    def members(self) -> Iterator[str]:
-        """The names of the object that begins here; the caller takes each value."""
-        self.take("{")
-        if self.peek() == "}":
-            self.take("}")
-            return
-        while True:
-            name = str(self.value())
-            self.take(":")
-            yield name
-            if self.take(",}") == "}":
-                return
-
-    def skip(self) -> None:
-        """Pass over a value, element by element where it is an array."""
-        if self.peek() != "[":
-            self.value()
-            return
-        self.take("[")
-        if self.peek() == "]":
-            self.take("]")
-            return
-        while True:
-            self.value()
-            if self.take(",]") == "]":
-                return
-
-
-def stream_object(path: Path) -> Iterator[tuple[Key, Row]]:
-    """The members of a JSON object of objects, with their names, one by one."""
-    try:
-        with open_text(path) as file:
-            reader = _Reader(file, path)
-            for number, name in enumerate(reader.members(), 1):
-                key = canonical(name)
-                row = _row(reader.value(), path, number, "item")
-                yield key if key is not None else name, row
-    except UnicodeDecodeError as error:
-        raise _not_text(path) from error

@@ -35,6 +35,7 @@ from llava_cli.evals.scoring import (
     find,
     judged,
     leftovers,
+    lenient_letter,
     needed,
     prediction_files,
 )
@@ -141,11 +142,13 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
     if inputs.use_stored and not stored:
         raise UsageError("--use-stored: the predictions hold no stored results", "leave it out")
     for item in items:
-        yield _verdict(item, answers, stored if inputs.use_stored else None)
+        yield _verdict(item, answers, stored if inputs.use_stored else None, inputs.lenient)
     leftovers(answers, notes)
 
 
-def _verdict(item: Problem, answers: dict[Any, Answer], stored: dict[Any, int] | None) -> Verdict:
+def _verdict(
+    item: Problem, answers: dict[Any, Answer], stored: dict[Any, int] | None, lenient: bool
+) -> Verdict:
     gold, columns = LETTERS[item.answer], item.columns
     answer = answers.pop(item.key, None)
     text = answer.text if answer else None
@@ -158,6 +161,8 @@ def _verdict(item: Problem, answers: dict[Any, Answer], stored: dict[Any, int] |
         return Verdict(item.key, gold, None, None, 0.0, "missing", columns)
     else:
         index = choice(text, item.choices)
+        if index is None and lenient:
+            index = LETTERS.find(lenient_letter(text, LETTERS) or "-")
     if index is None or not 0 <= index < item.choices:
         return Verdict(item.key, gold, text, None, 0.0, "unparsable", columns)
     right = index == item.answer
@@ -221,6 +226,8 @@ def _summary(
         row = Row({"question_id": name, "text": text}, path, number, "output")
         answers[canonical(name)] = Answer(row_text(row, "text"), path, number, "output")
     for number, (name, index) in enumerate(dict(document.get("results") or {}).items(), 1):
+        if index is None:
+            index = -1
         if isinstance(index, bool) or not isinstance(index, int):
             raise Row({}, path, number, "result").bad(f"{index!r} is not the index of an option")
         stored[canonical(name)] = index

@@ -7,10 +7,12 @@ pass without being held. Not here: any benchmark, any printing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import fsum
 from pathlib import Path
+from statistics import StatisticsError
 from typing import Any, Literal, NamedTuple, Protocol
 
 from llava_cli.errors import DataError, UsageError
@@ -83,6 +85,7 @@ class Inputs:
     join: Join = "auto"
     answered_only: bool = False
     lenient: bool = False
+    """Also read answers leniently, where a benchmark has a rule for that."""
 
 
 class Counts(NamedTuple):
@@ -137,14 +140,21 @@ def score(
 ) -> Result:
     """Score predictions; `sink` gets every verdict. DataError where a file cannot be used."""
     notes = Notes()
+    strict = replace(inputs, lenient=False)
     counted = _Counter(inputs.answered_only, sink)
-    metrics = scorer.metrics(counted.watch(scorer.verdicts(inputs, notes)))
+    nothing = DataError(
+        f"{', '.join(map(str, inputs.predictions))}: no prediction for any item of the gold",
+        "check that predictions and annotations belong together",
+    )
+    try:
+        metrics = scorer.metrics(counted.watch(scorer.verdicts(strict, notes)))
+    except (StatisticsError, ZeroDivisionError) as error:  # a mean of nothing
+        raise nothing from error
     counts = counted.counts()
     if counts.answered == 0:
-        raise DataError(
-            f"{', '.join(map(str, inputs.predictions))}: no prediction for any item of the gold",
-            "check that predictions and annotations belong together",
-        )
+        raise nothing
+    if inputs.lenient:
+        metrics |= _lenient(scorer, inputs)
     if counts.missing:
         how = "left out" if inputs.answered_only else scorer.MISSING
         notes.add(f"of {counts.expected} items have no prediction: {how}", count=counts.missing)
@@ -153,6 +163,25 @@ def score(
         protocol["answered_only"] = True
     protocol["warnings"] = notes.texts()
     return Result(name, metrics, counts, protocol)
+
+
+def _lenient(scorer: Scorer, inputs: Inputs) -> dict[str, float]:
+    """The same figures with answers read leniently, named so."""
+    counted = _Counter(inputs.answered_only, None)
+    found = scorer.metrics(counted.watch(scorer.verdicts(inputs, Notes())))
+    return {f"lenient_{name}": value for name, value in found.items()}
+
+
+def lenient_letter(text: str, letters: str = "ABCD") -> str | None:
+    """The one letter that stands by itself in a text; None where there are several, or none."""
+    found = set(re.findall(rf"(?<![A-Za-z])[{letters}](?![A-Za-z])", text))
+    return found.pop() if len(found) == 1 else None
+
+
+def lenient_yes_no(text: str) -> str | None:
+    """The first yes or no among a text's words."""
+    match = re.search(r"\b(yes|no)\b", text, re.IGNORECASE)
+    return match[1].lower() if match else None
 
 
 class _Counter:

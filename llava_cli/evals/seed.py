@@ -16,6 +16,7 @@ from llava_cli.evals.scoring import (
     find,
     judged,
     leftovers,
+    lenient_letter,
     metric_name,
     needed,
     prediction_rows,
@@ -52,11 +53,11 @@ def verdicts(inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
     for path in find(needed(inputs.annotations, FILES[0]), *FILES):
         rows, types = questions(path)
         for row in rows:
-            yield _verdict(row, types, answers)
+            yield _verdict(row, types, answers, inputs.lenient)
     leftovers(answers, notes)
 
 
-def _verdict(row: Row, types: dict[Any, str], answers: dict[Any, Any]) -> Verdict:
+def _verdict(row: Row, types: dict[Any, str], answers: dict[Any, Any], lenient: bool) -> Verdict:
     key, gold = row_id(row, "question_id"), row_text(row, "answer")
     number = row.data.get("question_type_id")
     kind = str(row.data.get("data_type", "image"))
@@ -64,11 +65,12 @@ def _verdict(row: Row, types: dict[Any, str], answers: dict[Any, Any]) -> Verdic
     answer = answers.pop(key, None)
     if answer is None:
         return Verdict(key, gold, None, None, 0.0, "missing", groups)
-    if answer.text not in LETTERS:
+    said = lenient_letter(answer.text) if lenient else answer.text
+    if said not in LETTERS:
         return Verdict(key, gold, answer.text, None, 0.0, "unparsable", groups)
-    right = answer.text == gold
+    right = said == gold
     reason = judged(right)
-    return Verdict(key, gold, answer.text, answer.text, float(right), reason, groups)
+    return Verdict(key, gold, answer.text, said, float(right), reason, groups)
 
 
 def metrics(items: Iterable[Verdict]) -> dict[str, float]:

@@ -73,7 +73,7 @@ def metrics(items: Iterable[Verdict]) -> dict[str, float]:
 
 
 def _gold(inputs: Inputs) -> Iterator[Row]:
-    names = ("TextVQA_*_val.json", "*val*.json", "*.json")
+    names = ("TextVQA_[0-9]*_val.json", "TextVQA_[0-9]*.json", "*.json")
     for path in find(needed(inputs.annotations, names[0]), *names):
         yield from read_rows(path, "data")
 

@@ -89,10 +89,12 @@ class Vqa:
     def verdicts(self, inputs: Inputs, notes: Notes) -> Iterator[Verdict]:
         """One verdict an annotation, in their order."""
         answers = self._answers(inputs, notes)
+        first = next(prediction_rows(inputs), None)
+        sent = first is not None and "text" not in first.data
         files = find(needed(inputs.annotations, self.annotation_names[0]), *self.annotation_names)
         for path in files:
             for row in read_rows(path, self.member):
-                yield self._verdict(row, answers)
+                yield self._verdict(row, answers, sent)
         leftovers(answers, notes)
 
     def _answers(self, inputs: Inputs, notes: Notes) -> Answers:
@@ -104,7 +106,7 @@ class Vqa:
 
         return answer_map(prediction_rows(inputs), key, text, notes)
 
-    def _verdict(self, row: Row, answers: Answers) -> Verdict:
+    def _verdict(self, row: Row, answers: Answers, sent: bool) -> Verdict:
         key = row_id(row, *self.id_names)
         references = references_of(row)
         groups = tuple(metric_name(str(row.data[n])) for n in ("answer_type",) if row.data.get(n))
@@ -119,8 +121,9 @@ class Vqa:
         else:
             score = evalai_score(said, references)
             parsed = evalai(said)
-            # The server is sent the processor's form of LLaVA's answers.
-            other = official_score(parsed, references) if self.both else 0.0
+            # The server is sent the processor's form of LLaVA's answers, others' as they are.
+            upload = said if sent else parsed
+            other = official_score(upload, references) if self.both else 0.0
         return Verdict(key, references, answer.text, parsed, score, graded(score), groups, other)
 
     def metrics(self, items: Iterable[Verdict]) -> dict[str, float]:

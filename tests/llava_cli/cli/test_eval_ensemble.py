@@ -1,4 +1,4 @@
-"""`llava eval ensemble scienceqa`: the paper's two ensembles by hand, from files and an endpoint."""
+"""`llava eval ensemble scienceqa`: the paper's two ensembles by hand, of files or an endpoint."""
 
 from __future__ import annotations
 

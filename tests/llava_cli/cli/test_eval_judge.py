@@ -254,3 +254,13 @@ def test_what_cannot_work_is_said_before_anything_is_sent(wild: Case, start: Any
     ran = wild.judge(judge, "--make-references", "--url", "https://judge.example/v1")
     assert "no key" in ran.error["message"]
     assert judge.requests == []
+
+
+def test_files_are_joined_by_id_not_by_line(wild: Case, start: Any) -> None:
+    rows = [{"question_id": n, "text": f"answer {n}", "answer_id": f"a{n}"} for n in (1, 0)]
+    lines(wild.answers, rows)
+    judge = start(lambda *_: "8 6")
+    assert wild.judge(judge, "--runs", "1").code == 0
+    content = judge.requests[0]["messages"][1]["content"]
+    assert "What is it?" in content
+    assert "answer 0" in content

@@ -27,8 +27,7 @@ class Desk:
         self.data = make("owleval", folder / "data")
         for model in ("secret-one", "secret-two"):
             rows = [
-                {"question_id": n, "image": "1.png", "question": "q", "answer": f"says {model[-3:]}{n}",
-                 "model_id": model}
+                {"question_id": n, "answer": f"says {model[-3:]}{n}", "model_id": model}
                 for n in (1, 2)
             ]  # fmt: skip
             lines(folder / f"{model}.jsonl", rows)

@@ -98,8 +98,11 @@ def pope(folder: Path) -> None:
     for split in ("adversarial", "popular", "random"):
         name = "COCO_val2014_000000310196.jpg"
         lines(folder / f"coco_pope_{split}.json", [
-            {"question_id": 1, "image": name, "text": "Is there a snowboard in the image?", "label": "yes"},
-            {"question_id": 2, "image": name, "text": f"Is there a {split} in the imange?", "label": "no"},
+            {"question_id": n, "image": name, "text": text, "label": label}
+            for n, (text, label) in enumerate([
+                ("Is there a snowboard in the image?", "yes"),
+                (f"Is there a {split} in the imange?", "no"),
+            ], 1)
         ])  # fmt: skip
         picture(folder / "val2014" / name)
 

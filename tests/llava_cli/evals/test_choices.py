@@ -68,8 +68,8 @@ def test_mmbench_reads_workbooks_with_and_without_gold_beside(desk: Desk) -> Non
     sheet.append([1000007, "Which?", "dog", "cat", None, None, "B", "B"])
     path = desk.folder / "u.xlsx"
     book.save(path)
-    for annotations in ((gold,), ()):
-        assert desk.score("mmbench", path, *annotations).metrics["circular_accuracy"] == 100
+    for files in ((gold,), ()):
+        assert desk.score("mmbench", path, *files).metrics["circular_accuracy"] == 100
     text = "index\tprediction\r\n7\tA\r\n1000007\t\r\n"
     result = desk.score("mmbench-cn", desk.text("u.tsv", text), gold)
     assert result.metrics["circular_accuracy"] == 0
@@ -100,7 +100,8 @@ def test_mmbench_without_gold_is_for_the_server(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("text", "letter"),
     [("A", "A"), ("B.", "B"), ("C. a dog", "C"), ("(D) x", "D"), ("(A)", "A"), (" B\n", "B"),
-     ("A dog", None), ("E", None), ("", None), ("a", None), ("AB", None), ("The answer is A", None)],
+     ("A dog", None), ("E", None), ("", None), ("a", None), ("AB", None),
+     ("The answer is A", None)],
 )  # fmt: skip
 def test_mmbench_reads_a_letter_alone_or_in_front_of_its_option(
     text: str, letter: str | None
@@ -239,3 +240,21 @@ def test_scienceqa_reads_the_detail_file(desk: Desk) -> None:
     assert result.metrics["image_accuracy"] == 50
     with pytest.raises(UsageError, match="no stored results"):
         desk.score("scienceqa", desk.json("d.json", detail), gold, splits=splits, use_stored=True)
+
+
+def test_lenient_figures_stand_beside_the_strict_ones(desk: Desk) -> None:
+    rows = [
+        {"question_id": 101, "text": "The answer is (A)."},
+        {"question_id": "v10_2", "text": "A or B"},
+        {"question_id": 103, "text": "C."},
+        {"question_id": 104, "text": "D"},
+    ]
+    found = desk.score("seed", desk.lines("a.jsonl", rows), seed_gold(desk), lenient=True)
+    assert found.metrics["accuracy"] == 25
+    assert found.metrics["lenient_accuracy"] == 75
+    assert found.counts.unparsable == 3
+    gold, splits = problems(desk)
+    replies = [{"question_id": n, "text": text} for n, text in ((1, "It is A!"), (2, "C"))]
+    path = desk.lines("s.jsonl", replies)
+    result = desk.score("scienceqa", path, gold, splits=splits, lenient=True)
+    assert (result.metrics["accuracy"], result.metrics["lenient_accuracy"]) == (0, 25)

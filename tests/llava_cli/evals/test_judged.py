@@ -72,9 +72,9 @@ def test_llava_bench_says_where_a_tuple_is_not_what_the_review_says(desk: Desk) 
 
 def mmvet_gold(desk: Desk) -> Path:
     return desk.json("mm-vet.json", {
-        "v1_0": {"imagename": "a.png", "question": "q", "answer": "x", "capability": ["ocr", "math"]},
-        "v1_1": {"imagename": "b.png", "question": "q", "answer": "y", "capability": ["rec"]},
-        "v1_2": {"imagename": "c.png", "question": "q", "answer": "z", "capability": ["math", "ocr"]},
+        "v1_0": {"question": "q", "answer": "x", "capability": ["ocr", "math"]},
+        "v1_1": {"question": "q", "answer": "y", "capability": ["rec"]},
+        "v1_2": {"question": "q", "answer": "z", "capability": ["math", "ocr"]},
     })  # fmt: skip
 
 
@@ -132,6 +132,7 @@ def test_owleval_reports_shares_of_grades_by_ability(desk: Desk) -> None:
         ("It doesn't (really) work!", "it does n't -lrb- really -rrb- work"),
         ('A black-and-white cat; \'tis "nice"', "a black-and-white cat tis nice"),
         ("Two\nlines  can't", "two lines ca n't"),
+        ("St. Louis, Mr. X.", "st. louis mr. x"),
         ("At 10:30 in the U.S. for $5", "at 10:30 in the u.s. for $ 5"),
     ],
 )
@@ -209,3 +210,24 @@ def test_scenes_are_asked_about_exactly(desk: Desk) -> None:
     result = desk.score("scenes", desk.lines("a.jsonl", wrong), gold)
     assert result.metrics["accuracy"] == 0
     assert result.counts.unparsable == 5
+
+
+def test_mm_vet_reads_the_organisers_table_of_results(desk: Desk) -> None:
+    text = ",rec,ocr,know,gen,spat,math,total,std,runs\nm,36.1,22.4,19.9,23.3,28.7,7.7,31.1,0.2,"
+    result = desk.score("mm-vet", desk.text("t.csv", text + '"[31.0, 31.2]"\n'), mmvet_gold(desk))
+    assert result.metrics["mean_score"] == 31.1
+    assert (result.metrics["ocr"], result.metrics["std"]) == (22.4, 0.2)
+    assert result.metrics["mean_score_run_2"] == 31.2
+    assert "no items to count" in result.protocol["warnings"][0]
+
+
+def test_files_without_any_item_are_errors_not_crashes(desk: Desk) -> None:
+    gold = desk.lines("q.jsonl", [{"question_id": 1, "text": "q", "category": "conv"}])
+    for name, file, golds in (
+        ("mm-vet", desk.json("g.json", {}), ()),
+        ("mm-vet", desk.json("g.json", {}), (mmvet_gold(desk),)),
+        ("llava-bench", desk.lines("r.jsonl", []), (gold,)),
+        ("coco-caption", desk.json("c.json", []), (desk.json("a.json", {"annotations": []}),)),
+    ):
+        with pytest.raises(DataError, match="no prediction for any item"):
+            desk.score(name, file, *golds)

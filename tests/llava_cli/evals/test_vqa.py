@@ -59,6 +59,14 @@ def test_vqav2_reads_the_upload_format(desk: Desk) -> None:
     assert result.counts == (2, 2, 0, 0)
 
 
+def test_uploads_reach_the_official_rule_as_they_are(desk: Desk) -> None:
+    gold = annotations(desk, (1, "other", ten("bob's")))
+    upload = desk.json("u.json", [{"question_id": 1, "answer": "bob's"}])
+    assert desk.score("vqav2", upload, gold).metrics["official_accuracy"] == 100
+    rows = desk.lines("a.jsonl", [{"question_id": 1, "text": "bob's"}])
+    assert desk.score("vqav2", rows, gold).metrics["official_accuracy"] == 0
+
+
 def test_identical_references_stay_as_they_are_in_the_official_rule(desk: Desk) -> None:
     gold = annotations(desk, (1, "other", ten("top-left")), (2, "other", ten("top-left", "x", "y")))
     rows = [{"question_id": 1, "text": "top left"}, {"question_id": 2, "text": "top left"}]
@@ -69,7 +77,8 @@ def test_identical_references_stay_as_they_are_in_the_official_rule(desk: Desk) 
 
 def test_mark_windows_line_ends_blank_lines_and_no_last_newline(desk: Desk) -> None:
     gold = annotations(desk, (1, "other", ten("red")), (2, "other", ten("blue")))
-    text = '\ufeff{"question_id": 1, "text": "red", "more": [1]}\r\n\r\n{"text": "blue", "question_id": "2"}'
+    first = '\ufeff{"question_id": 1, "text": "red", "more": [1]}\r\n\r\n'
+    text = first + '{"text": "blue", "question_id": "2"}'
     result = desk.score("vqav2", desk.text("a.jsonl", text), gold)
     assert result.metrics["accuracy"] == 100
 
@@ -146,9 +155,9 @@ def test_vizwiz_ids_become_pictures_by_the_question_file(desk: Desk) -> None:
 
 def textvqa_gold(desk: Desk) -> Any:
     data = [
-        {"question_id": 34602, "image_id": "ab", "question": "What Brand?", "answers": ["nokia"] * 10},
-        {"question_id": 34603, "image_id": "ab", "question": "What year?", "answers": ["1999"] * 10},
-    ]  # fmt: skip
+        {"question_id": n, "image_id": "ab", "question": question, "answers": [answer] * 10}
+        for n, question, answer in ((34602, "What Brand?", "nokia"), (34603, "What year?", "1999"))
+    ]
     return desk.json("TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": data})
 
 
@@ -215,8 +224,8 @@ def test_textvqa_scores_equal_questions_against_the_later_annotation(desk: Desk)
 
 def test_gqa_strips_periods_and_capitals_of_llavas_rows_only(desk: Desk) -> None:
     gold = desk.json("testdev_balanced_questions.json", {
-        "201": {"question": "q", "imageId": "n1", "answer": "yes", "types": {"structural": "verify"}},
-        "202": {"question": "q", "imageId": "n1", "answer": "dog", "types": {"structural": "query"}},
+        "201": {"question": "q", "answer": "yes", "types": {"structural": "verify"}},
+        "202": {"question": "q", "answer": "dog", "types": {"structural": "query"}},
     })  # fmt: skip
     rows = [{"question_id": "201", "text": "Yes.."}, {"question_id": 202, "text": "a dog"}]
     result = desk.score("gqa", desk.lines("a.jsonl", rows), gold)
@@ -229,9 +238,9 @@ def test_gqa_strips_periods_and_capitals_of_llavas_rows_only(desk: Desk) -> None
 
 
 def test_large_annotations_are_read_element_by_element(desk: Desk, monkeypatch: Any) -> None:
-    from llava_cli.evals import rows
+    from llava_cli.evals import json_stream
 
-    monkeypatch.setattr(rows, "CHUNK", 7)
+    monkeypatch.setattr(json_stream, "CHUNK", 7)
     gold = annotations(desk, *[(n, "other", ten("red")) for n in range(30)])
     pred = desk.json("u.json", [{"question_id": n, "answer": "red"} for n in range(30)])
     assert desk.score("vqav2", pred, gold).metrics["accuracy"] == 100
@@ -243,3 +252,16 @@ def test_cut_off_annotations_are_an_error(desk: Desk, cut: int) -> None:
     gold = desk.text("g.json", text[:cut])
     with pytest.raises(DataError, match="g.json: not JSON"):
         desk.score("vqav2", desk.lines("a.jsonl", [{"question_id": 1, "text": "red"}]), gold)
+
+
+def test_textvqa_keeps_the_ocr_line_where_there_are_no_tokens(desk: Desk) -> None:
+    from llava_cli.evals import plans
+    from llava_cli.evals.tasks import Asking
+    from tests.llava_cli.evals.layouts import make, put
+
+    data = make("textvqa", desk.folder / "data")
+    rows = [{"image_id": "00685bc495504d61", "ocr_tokens": []}]
+    put(data / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": rows})
+    task = plans.plan("textvqa", Asking(data)).tasks[0]
+    assert task.text == f"what brand?\nReference OCR token: \n{SHORT}"
+    assert plans.plan("textvqa", Asking(data, ocr=False)).tasks[0].text == f"what brand?\n{SHORT}"

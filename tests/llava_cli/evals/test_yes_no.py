@@ -205,3 +205,12 @@ def test_mme_missing_answers_are_wrong_and_bad_lines_are_errors(desk: Desk) -> N
     bad = desk.text("r/existence.txt", "1.txt\tq\tYes\tYes\tor no\n")
     with pytest.raises(DataError, match=r"existence.txt, line 1: 5 fields"):
         desk.score("mme", bad)
+
+
+def test_pope_finds_llavas_questions_among_the_annotations(desk: Desk) -> None:
+    gold, questions = pope_files(desk)
+    rows = [{"question_id": q["question_id"], "text": "No"} for q in questions[::-1]]
+    asked = desk.lines("llava_pope_test.jsonl", questions)
+    result = desk.score("pope", desk.lines("a.jsonl", rows), gold, asked, lenient=True)
+    assert result.counts.answered == 12
+    assert result.metrics["accuracy"] == result.metrics["lenient_accuracy"] == 50
