@@ -327,6 +327,26 @@ def test_mistakes_are_found_before_anything_is_sent(
     assert said in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("url", ["", "here", "ftp://x/v1", "http://", "http:///v1"])
+def test_an_address_that_is_none_is_a_usage_error(generate: Generate, url: str) -> None:
+    code, _, err = generate(None, "--base-url", url)
+    assert code == 2 and "is no address" in err
+
+
+def test_names_that_no_file_can_hold_do_no_harm(generate: Generate, tmp_path: Path) -> None:
+    def script(body: dict[str, Any], times: int) -> Reply:
+        if not times:
+            return Reply("bad \ud800 name", status=500)
+        content = {"content": answer_for(body)}
+        choice = {"message": content, "finish_reason": "\ud800"}
+        odd = {"choices": [choice], "model": "\udfff", "usage": {"prompt_tokens": -1}}
+        return Reply(body=json.dumps(odd).encode())
+
+    with serving(script) as server:
+        code, document, _ = generate(server, "--samples", "3")
+    assert (code, sum(document["written"].values())) == (0, 3)
+
+
 def test_no_key_and_no_endpoint_is_a_usage_error(
     generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
