@@ -124,14 +124,15 @@ def test_slow_answers_arrive_and_a_stuck_one_is_asked_again(generate: Generate) 
         assert generate(server, "--samples", "4", "--timeout", "60")[0] == 0
 
     def stuck(body: dict[str, Any], times: int) -> Reply:
-        return Reply(answer_for(body), delay=0.0 if times else 1.5)
+        return Reply(answer_for(body), delay=0.0 if times else 4.0)
 
+    options = ("--samples", "2", "--seed", "5", "--timeout", "2", "--attempts", "50")
     with serving(stuck) as server:
-        code, document, err = generate(
-            server, "--samples", "2", "--seed", "5", "--timeout", "0.5", "--llm", "other"
-        )
+        code, document, err = generate(server, *options, "--llm", "other")
     assert (code, document["missing"]) == (0, 0), err
-    assert document["spent"]["requests_lost_that_may_have_been_billed"] == 2
+    # A busy machine may be slower than the time limit once more; then that is counted, too.
+    lost = document["spent"]["requests_lost_that_may_have_been_billed"]
+    assert lost == len(server.asked) - 2 >= 2
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
