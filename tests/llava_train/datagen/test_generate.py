@@ -144,11 +144,12 @@ def test_a_hopeless_endpoint_ends_the_run_at_once(generate: Generate, status: in
     assert len(server.asked) <= 2
 
 
-def test_a_run_that_ends_waits_for_no_pause(generate: Generate) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_that_ends_waits_for_no_pause(generate: Generate, late: bool) -> None:
     def script(body: dict[str, Any], times: int) -> Reply:
         if "conversation between" in body["messages"][0]["content"]:
-            return Reply(status=503, headers={"Retry-After": "3000"})
-        return Reply("wrong key", status=401, delay=0.2)
+            return Reply(status=503, headers={"Retry-After": "3000"}, delay=1.0 * late)
+        return Reply("wrong key", status=401, delay=0.5 * (not late))
 
     with serving(script) as server:
         code, _, err = generate(server)
