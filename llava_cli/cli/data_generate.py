@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -179,11 +180,20 @@ def generate(**given: Any) -> None:
 
 def api_key(given: dict[str, Any]) -> str:
     """The key from the person's environment; a local server needs none."""
-    key = os.environ.get(given["api_key_env"], "")
+    key = os.environ.get(given["api_key_env"], "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"the variable {given['api_key_env']} holds no API key", "copy the key again"
+        )
     if not key and given["base_url"] is None:
         raise UsageError(
             f"the variable {given['api_key_env']} is not set",
             "put the API key there, or name an endpoint that needs none with --base-url",
+        )
+    if given["base_url"] is not None and not re.match(r"https?://[^/\s]", given["base_url"]):
+        raise UsageError(
+            f"--base-url {given['base_url']!r} is no address",
+            "write http://HOST:PORT/v1, or https://…",
         )
     if common().offline and not _is_local(given["base_url"]):
         raise UsageError("--offline, and the language model is elsewhere", "leave one of them out")

@@ -124,14 +124,15 @@ def test_slow_answers_arrive_and_a_stuck_one_is_asked_again(generate: Generate) 
         assert generate(server, "--samples", "4", "--timeout", "60")[0] == 0
 
     def stuck(body: dict[str, Any], times: int) -> Reply:
-        return Reply(answer_for(body), delay=0.0 if times else 1.5)
+        return Reply(answer_for(body), delay=0.0 if times else 4.0)
 
+    options = ("--samples", "2", "--seed", "5", "--timeout", "2", "--attempts", "50")
     with serving(stuck) as server:
-        code, document, err = generate(
-            server, "--samples", "2", "--seed", "5", "--timeout", "0.5", "--llm", "other"
-        )
+        code, document, err = generate(server, *options, "--llm", "other")
     assert (code, document["missing"]) == (0, 0), err
-    assert document["spent"]["requests_lost_that_may_have_been_billed"] == 2
+    # A busy machine may be slower than the time limit once more; then that is counted, too.
+    lost = document["spent"]["requests_lost_that_may_have_been_billed"]
+    assert lost == len(server.asked) - 2 >= 2
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -143,11 +144,12 @@ def test_a_hopeless_endpoint_ends_the_run_at_once(generate: Generate, status: in
     assert len(server.asked) <= 2
 
 
-def test_a_run_that_ends_waits_for_no_pause(generate: Generate) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_that_ends_waits_for_no_pause(generate: Generate, late: bool) -> None:
     def script(body: dict[str, Any], times: int) -> Reply:
         if "conversation between" in body["messages"][0]["content"]:
-            return Reply(status=503, headers={"Retry-After": "3000"})
-        return Reply("wrong key", status=401, delay=0.2)
+            return Reply(status=503, headers={"Retry-After": "3000"}, delay=1.0 * late)
+        return Reply("wrong key", status=401, delay=0.5 * (not late))
 
     with serving(script) as server:
         code, _, err = generate(server)
@@ -325,6 +327,26 @@ def test_mistakes_are_found_before_anything_is_sent(
         got, _, err = generate(server, *options)
     assert (got, server.asked) == (code, [])
     assert said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("url", ["", "here", "ftp://x/v1", "http://", "http:///v1"])
+def test_an_address_that_is_none_is_a_usage_error(generate: Generate, url: str) -> None:
+    code, _, err = generate(None, "--base-url", url)
+    assert code == 2 and "is no address" in err
+
+
+def test_names_that_no_file_can_hold_do_no_harm(generate: Generate, tmp_path: Path) -> None:
+    def script(body: dict[str, Any], times: int) -> Reply:
+        if not times:
+            return Reply("bad \ud800 name", status=500)
+        content = {"content": answer_for(body)}
+        choice = {"message": content, "finish_reason": "\ud800"}
+        odd = {"choices": [choice], "model": "\udfff", "usage": {"prompt_tokens": -1}}
+        return Reply(body=json.dumps(odd).encode())
+
+    with serving(script) as server:
+        code, document, _ = generate(server, "--samples", "3")
+    assert (code, sum(document["written"].values())) == (0, 3)
 
 
 def test_no_key_and_no_endpoint_is_a_usage_error(

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from llava_train.datagen import pacing
 from llava_train.datagen.pacing import LONGEST_NAMED_S, LONGEST_PAUSE_S, Pace, retry_after
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the example of the HTTP standard
@@ -43,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         now[0] += seconds
         await real(0)
 
-    monkeypatch.setattr(pacing.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     yield now
 
 

@@ -102,7 +102,14 @@ class Endpoint:
             raise _of_status(error.status_code, error.message, error.response.headers) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__
-            never_left = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+            never_left = isinstance(
+                cause,
+                httpx2.ConnectError
+                | httpx2.ConnectTimeout
+                | httpx2.PoolTimeout
+                | httpx2.ProxyError
+                | httpx2.UnsupportedProtocol,
+            )
             why = f"{type(cause).__name__}: {cause}" if cause else str(error)
             raise Refused(why.rstrip(": "), maybe_paid=not never_left) from error
         except httpx2.HTTPError as error:
@@ -121,7 +128,7 @@ async def _bounded(response: AsyncAPIResponse[Any]) -> bytes:
 
 def _of_status(status: int, message: str, headers: Any) -> Refused:
     """What an HTTP status other than success means."""
-    why = f"{status} {' '.join(message.split())[:300]}"
+    why = _clean(f"{status} {' '.join(message.split())[:300]}")
     after = retry_after({key.lower(): value for key, value in headers.items()})
     if status == 429 and "insufficient_quota" in message:
         return Refused(f"the account has no credit left ({why})", again=False, hopeless=True)
@@ -138,7 +145,7 @@ def read_answer(data: bytes, body: dict[str, Any]) -> Answer:
         choice = found["choices"][0]
         message = choice["message"]
         text = message.get("content")
-        finish = str(choice.get("finish_reason") or "stop")
+        finish = _clean(choice.get("finish_reason") or "stop")
         if message.get("refusal"):
             text, finish = message["refusal"], "content_filter"
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -147,16 +154,20 @@ def read_answer(data: bytes, body: dict[str, Any]) -> Answer:
         text = ""
     if not isinstance(text, str):
         raise Refused("the answer's content is no text", maybe_paid=True)
-    text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be stored
     usage = found.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Answer(
-        text=text,
+        text=_clean(text),
         finish=finish,
         prompt_tokens=_count(usage.get("prompt_tokens"), prompt_tokens(body["messages"])),
         completion_tokens=_count(usage.get("completion_tokens"), estimate_tokens(text)),
-        model=str(found.get("model") or body["model"])[:200],
+        model=_clean(found.get("model") or body["model"])[:200],
     )
+
+
+def _clean(value: Any) -> str:
+    """Text that every file can hold: JSON may carry lone surrogates."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _count(value: Any, otherwise: int) -> int:

@@ -138,7 +138,7 @@ class Sender:
                         self._give_up(request, refused)
                         return
                     held = not refused.maybe_paid or self._hold_again(request, prompt)
-                    if held:
+                    if held and not self._stop:
                         await self._wait(refused, max(tries, limited) - 1)
         finally:
             self._flying.discard(request.key)

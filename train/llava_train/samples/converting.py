@@ -154,8 +154,8 @@ def _said(turn: Any) -> tuple[str, str] | None:
 def _image_name(pattern: str, row: Row) -> str:
     number = row.get("image_id")
     try:
-        name = pattern.format(image_id=int(number) if str(number).isdigit() else number)
-    except (KeyError, IndexError, ValueError) as error:
+        name = pattern.format(image_id=int(str(number)) if str(number).isdigit() else number)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise DataError(
             f"{pattern!r} gives no name for image {number!r}",
             "write {image_id}, or {image_id:012d} for twelve digits",

@@ -26,7 +26,7 @@ from typing import TypeVar
 from llava_train.samples.phrases import Chunker
 
 Row = TypeVar("Row")
-_IN_MEMORY = 2_000_000
+_IN_MEMORY = 1_000_000
 """Phrases counted in memory before they are merged into the counts on the disk."""
 
 

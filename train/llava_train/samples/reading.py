@@ -93,7 +93,7 @@ def _shard(path: Path) -> Iterator[Row]:
                     continue
                 if member.size > MAX_ELEMENT:
                     raise DataError(f"{path}: {member.name} is too large for a sample", _HINT)
-                stream = archive.extractfile(member)
-                yield json.loads(stream.read()) if stream else None
+                if stream := archive.extractfile(member):
+                    yield json.loads(stream.read())
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable shard: {error}", _HINT) from error
