@@ -13,6 +13,8 @@ import pytest
 
 from llava_cli.errors import ModelInvalid
 from llava_convert import convert
+from llava_convert.check import check
+from llava_convert.sources import open_source
 
 PROMPT = "USER: what is unusual here? ASSISTANT: the red circle"
 SIZES = {
@@ -173,6 +175,24 @@ def test_features_of_every_tower_equal_transformers(
         assert np.abs(encoder.encode(pixels) - expected).max() < limit
     finally:
         encoder.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "tower"),
+    [
+        ("mistral", "clip"), ("qwen2", "clip"), ("phi3", "clip"), ("phi", "clip"),
+        ("llama", "siglip"), ("qwen2 tied", "siglip 60"),
+    ],
+)  # fmt: skip
+def test_wide_and_tall_pictures_are_answered_as_in_transformers(
+    tiny: ModuleType, tmp_path: Path, family: str, tower: str, llama_cpp_api: Any
+) -> None:
+    folder = build(tiny, tmp_path / "source", family, tower)
+    files = convert(folder, tmp_path / "out", outtypes=["f32"], mmproj_outtype="f32").files
+    found = check(open_source(folder), files, threads=1)
+    (compared,) = found.files
+    assert found.verdict == "equal", compared
+    assert compared.prompts == compared.same_ids == compared.same_answers == 4
 
 
 @pytest.mark.parametrize("kind", ["LlavaNext", "LlavaOnevision"])

@@ -45,17 +45,17 @@ def source_ids(folder: Path, text: str) -> list[int]:
 
 
 def test_byte_level_ids_equal_transformers(
-    bpe_model: Path, tmp_path: Path, llama: Any, texts: list[str]
+    bpe_model: Path, tmp_path: Path, llama: Any, many_texts: list[str]
 ) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(bpe_model)
     converted = llama(convert(bpe_model, tmp_path).files[0].path, vocab_only=True)
-    for text in texts:
+    for text in many_texts:
         plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         assert converted.ids(text) == plain, text
     assert converted.ids("hi", add_special=True) == tokenizer("hi").input_ids
-    assert len(texts) > 500
+    assert len(many_texts) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_tokenizer_without_merges_works(
 
 @pytest.mark.parametrize("files", ["both", "tokenizer.model", "tokenizer.json"])
 def test_sentencepiece_ids_equal_sentencepiece(
-    spm_model: Path, tmp_path: Path, llama: Any, texts: list[str], files: str
+    spm_model: Path, tmp_path: Path, llama: Any, many_texts: list[str], files: str
 ) -> None:
     import sentencepiece
 
@@ -188,7 +188,7 @@ def test_sentencepiece_ids_equal_sentencepiece(
         if files != "both":
             (source / name).unlink()
     converted = llama(convert(source, tmp_path / "out").files[0].path, vocab_only=True)
-    for text in texts:
+    for text in many_texts:
         assert converted.ids(text) == reference.EncodeAsIds(text), text
     assert converted.ids("hi", add_special=True)[0] == reference.bos_id()
 
