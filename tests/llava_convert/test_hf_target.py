@@ -16,7 +16,7 @@ from llava_cli.errors import LlavaError, UsageError
 from llava_convert import Extras, convert
 from llava_convert.hf_target import convert_to_hf
 from llava_convert.sources import open_source
-from tests.llava_convert.test_layouts import WEIGHTS, write_original, write_tower
+from tests.llava_convert.layouts import WEIGHTS, write_original, write_tower
 
 
 def logits(folder: Path, ids: list[int]) -> Any:
