@@ -135,7 +135,8 @@ def test_logits_and_greedy_tokens_equal_transformers(
     ids = model.ids(PROMPT, add_special=True)
     expected = torch_logits(theirs, ids)
     assert np.abs(expected).max() > 1
-    assert np.abs(model.logits(ids) - expected).max() < 1e-4
+    limit = 5e-3 if family == "phi" else 1e-4  # ggml looks Phi's GELU up in a float16 table
+    assert np.abs(model.logits(ids) - expected).max() < limit
     for _ in range(6):  # greedy, read anew each time
         ids.append(int(model.logits(ids)[-1].argmax()))
     assert ids[-6:] == [int(row.argmax()) for row in torch_logits(theirs, ids)[-7:-1]]
