@@ -109,7 +109,9 @@ def test_an_unknown_expression_is_found_by_trying_llama_cpps_rules(
             convert(source, tmp_path / "out")
         return
     path = convert(source, tmp_path / "out").files[0].path
-    assert gguf(path)[0]["tokenizer.ggml.pre"] == name
+    # this small vocabulary joins no digits: rules that differ in digits alone are as good
+    alike = {"qwen2": ("llama-bpe", "smaug-bpe", "qwen2")}.get(name, (name,))
+    assert gguf(path)[0]["tokenizer.ggml.pre"] in alike
     converted = llama(path, vocab_only=True)
     for text in texts:
         assert converted.ids(text) == source_ids(source, text), text
