@@ -65,7 +65,7 @@ def write_tower(source: Path, folder: Path) -> Path:
     """The tower alone, as transformers saves it."""
     from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
-    model = LlavaForConditionalGeneration.from_pretrained(source)
+    model: Any = LlavaForConditionalGeneration.from_pretrained(source)
     tower = CLIPVisionModel(model.config.vision_config)
     tower.load_state_dict(model.model.vision_tower.state_dict())
     tower.save_pretrained(folder)
@@ -98,7 +98,7 @@ def write_original(
         torch.save(as_torch(tensors), folder / "pytorch_model.bin")
     else:
         names = sorted(tensors)
-        places = {}
+        places: dict[str, str] = {}
         for number in range(2):
             file = f"pytorch_model-{number + 1:05}-of-00002.bin"
             part = {name: tensors[name] for name in names[number::2]}

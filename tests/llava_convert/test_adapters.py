@@ -62,14 +62,14 @@ def write_lora(source: Path, folder: Path, language_only: bool, **settings: Any)
     modules = ["q_proj", "v_proj", "down_proj"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-        peft = get_peft_model(
+        peft: Any = get_peft_model(
             model, LoraConfig(r=4, lora_alpha=12, target_modules=modules, **settings)
         )
     with torch.no_grad():
         for name, weight in peft.named_parameters():
             if "lora_" in name:
                 weight.normal_(0, 0.2)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(str(folder))
     merged = folder.with_name(folder.name + " merged")
     peft.merge_and_unload().save_pretrained(merged)
     return merged

@@ -12,7 +12,7 @@ import pytest
 
 def llava(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llava_cli", "convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=290)
 
 
 def test_json_tells_files_and_tensors(bpe_model: Path, tmp_path: Path) -> None:

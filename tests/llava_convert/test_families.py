@@ -17,7 +17,7 @@ from llava_convert.check import check
 from llava_convert.sources import open_source
 
 PROMPT = "USER: what is unusual here? ASSISTANT: the red circle"
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
 }  # fmt: skip
@@ -25,8 +25,9 @@ PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
 
 def text_config(family: str, vocabulary: int) -> Any:
-    import transformers as t
+    import transformers
 
+    t: Any = transformers
     sizes = {**SIZES, "vocab_size": vocabulary}
     longrope = {
         "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 512,
@@ -50,9 +51,10 @@ def text_config(family: str, vocabulary: int) -> Any:
 
 
 def vision_config(kind: str) -> Any:
-    import transformers as t
+    import transformers
 
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+    t: Any = transformers
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
              "num_attention_heads": 2, "image_size": 56, "patch_size": 14}  # fmt: skip
     if kind == "clip":
         return t.CLIPVisionConfig(**sizes)

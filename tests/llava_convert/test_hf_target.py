@@ -23,7 +23,8 @@ def logits(folder: Path, ids: list[int]) -> Any:
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    model, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    loading: Any = LlavaForConditionalGeneration.from_pretrained
+    model, report = loading(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]
     with torch.no_grad():
         return model.float().eval()(input_ids=torch.tensor([ids])).logits[0].numpy()
