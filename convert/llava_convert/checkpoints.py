@@ -206,9 +206,7 @@ def _text(config: Settings) -> TextShape:
     if text.flag("qk_layernorm", False):
         raise ModelInvalid("llama.cpp's phi2 graph has no norm of queries and keys")
     heads, hidden = text.whole("num_attention_heads"), text.whole("hidden_size")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ModelInvalid("rope_parameters in config.json is not an object")
+    rope = _rope(text)
     theta = rope.get("rope_theta") or text.get("rope_theta") or 1e4
     head_dim = text.whole("head_dim", max(hidden // heads, 1))
     part = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
@@ -237,6 +235,13 @@ def _text(config: Settings) -> TextShape:
         mlp_bias=text.flag("mlp_bias"),
         sliding_window=window,
     )
+
+
+def _rope(text: Settings) -> Mapping[str, Any]:
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ModelInvalid("rope_parameters in config.json is not an object")
+    return rope
 
 
 def _text_default(config: Settings) -> str:

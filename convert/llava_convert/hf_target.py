@@ -51,40 +51,13 @@ def convert_to_hf(
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Write a llava-hf folder; `outtype` is f32, f16 or bf16, None keeps the source's."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty", "give a new folder for the converted model")
-    if outtype is not None and outtype.upper() not in KINDS:
-        raise UsageError(f"unknown output type {outtype!r}", "known for hf: f32, f16, bf16")
+    wanted = _checked(source, out, outtype)
     checkpoint = read_checkpoint(source)
     names = assign(checkpoint)  # refuses what would not be a whole LLaVA
-    if HEAD + "bias" in source.tensors:
-        raise ModelInvalid(
-            "transformers' LLaVA has no bias in its head, which this model has",
-            "convert it to GGUF, where it is kept",
-        )
-    wanted = outtype.upper() if outtype else None
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        if not dry_run:
-            aside.mkdir()
-    try:
-        image_id = _tokens(source, aside) if not dry_run else None
-        tensors = _grown(source.tensors, image_id)
-        shards = _shards(tensors, wanted)
-        if dry_run:
-            files = _sizes(shards, wanted, out)
-        else:
-            files = _write(shards, wanted, aside, out, progress)
-            _settings(checkpoint, aside, image_id, tensors, wanted)
-            with disk_errors(out):
-                sync_folder(aside)
-                if out.exists():
-                    out.rmdir()
-                os.replace(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    if dry_run:
+        files = _sizes(_shards(_grown(source.tensors, None), wanted), wanted, out)
+    else:
+        files = _produce(checkpoint, out, wanted, progress)
     return ConvertResult(
         files=tuple(files),
         mapped=names.mapped + len(names.ignored),  # what GGUF leaves out stays here
@@ -93,6 +66,45 @@ def convert_to_hf(
         kind=source.kind,
         prompt_format=source.prompt_format,
     )
+
+
+def _checked(source: Source, out: Path, outtype: str | None) -> str | None:
+    """The type that is wanted, once it is known that nothing stands against writing."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty", "give a new folder for the converted model")
+    if outtype is not None and outtype.upper() not in KINDS:
+        raise UsageError(f"unknown output type {outtype!r}", "known for hf: f32, f16, bf16")
+    if HEAD + "bias" in source.tensors:
+        raise ModelInvalid(
+            "transformers' LLaVA has no bias in its head, which this model has",
+            "convert it to GGUF, where it is kept",
+        )
+    return outtype.upper() if outtype else None
+
+
+def _produce(
+    checkpoint: Checkpoint, out: Path, wanted: str | None, progress: Progress | None
+) -> list[ConvertedFile]:
+    """Everything into a folder beside, which then gets the name."""
+    source = checkpoint.source
+    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        aside.mkdir()
+    try:
+        image_id = _tokens(source, aside)
+        tensors = _grown(source.tensors, image_id)
+        files = _write(_shards(tensors, wanted), wanted, aside, out, progress)
+        _settings(checkpoint, aside, image_id, tensors, wanted)
+        with disk_errors(out):
+            sync_folder(aside)
+            if out.exists():
+                out.rmdir()
+            os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return files
 
 
 def _tokens(source: Source, aside: Path) -> int | None:

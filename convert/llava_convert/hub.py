@@ -15,6 +15,7 @@ from pathlib import Path
 from llava_cli.errors import LlavaError, ModelNotFound, UsageError
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s:@]+))?")
+_PICKLES = ["pytorch_model*.bin", "adapter_model.bin"]
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt", "README.md")
 
 
@@ -37,8 +38,9 @@ def fetch_folder(reference: str, *, offline: bool) -> Path:
         if local:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
         names = HfApi().list_repo_files(repo, revision=revision)
-        weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
-        wanted = [*_SMALL, weights, "mm_projector.bin", "non_lora_trainables.bin"]
+        wanted = [*_SMALL, "mm_projector.bin", "non_lora_trainables.bin"]
+        has_safetensors = any(name.endswith(".safetensors") for name in names)
+        wanted += ["*.safetensors"] if has_safetensors else _PICKLES
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
 

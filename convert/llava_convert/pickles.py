@@ -8,6 +8,7 @@ with such files must have.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -66,12 +67,14 @@ def _load(path: Path) -> Any:
             "pip install 'llava-cli[torch]', or get the model's safetensors files",
         ) from error
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # before torch 1.6
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on old pickles, which are refused below
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)  # before torch 1.6
     except pickle.UnpicklingError as error:
         raise ModelInvalid(
             f"{path.name} holds more than tensors: reading it could run foreign code",

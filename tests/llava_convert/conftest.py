@@ -52,6 +52,17 @@ def source(bpe_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Several hundred strings: scripts, emoji, whitespace runs, specials as plain text, noise."""
+    return strings_of(480, 60)
+
+
+@pytest.fixture(scope="session")
+def many_texts() -> list[str]:
+    """Ten thousand of them."""
+    return strings_of(8_000, 2_000)
+
+
+def strings_of(phrases: int, noises: int) -> list[str]:
+    """The same every time."""
     words = (
         "the red circle USER: ASSISTANT: what is unusual here? I'm you're THEY'LL don't 123 3.14 "
         "1,000,000 foo_bar https://x.org/?a=b#c naïve Füße 東京の写真 привет мир שלום "
@@ -75,11 +86,11 @@ def texts() -> list[str]:
         "\t\t",
         "''s 'S 're",
     ]
-    for _ in range(480):
+    for _ in range(phrases):
         pairs = ((draw.choice(words), draw.choice(" ,, ,\n,,  ".split(","))) for _ in range(12))
         strings.append("".join(word + gap for word, gap in list(pairs)[: draw.randint(1, 12)]))
     spans = ((32, 126), (0xA0, 0x2FF), (0x400, 0x4FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F6FF))
-    for _ in range(60):
+    for _ in range(noises):
         letters = (chr(draw.randint(*draw.choice(spans))) for _ in range(draw.randint(1, 30)))
         strings.append("".join(letters))
     return strings

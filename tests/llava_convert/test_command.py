@@ -12,7 +12,7 @@ import pytest
 
 def llava(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llava_cli", "convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=290)
 
 
 def test_json_tells_files_and_tensors(bpe_model: Path, tmp_path: Path) -> None:
@@ -132,3 +132,11 @@ def test_failures_are_json_where_json_is_asked_for(tmp_path: Path) -> None:
     assert done.returncode == 3
     error = json.loads(done.stderr)["error"]
     assert error["type"] == "ModelNotFound" and "nowhere" in error["message"] and error["hint"]
+
+
+def test_the_command_knows_every_type_that_the_converter_has() -> None:
+    from llava_cli.cli import convert as command
+    from llava_convert import mixtures
+
+    assert tuple(mixtures.OUTTYPES) == command.OUTTYPES
+    assert mixtures.MMPROJ_OUTTYPES == command.MMPROJ_OUTTYPES

@@ -13,9 +13,11 @@ import pytest
 
 from llava_cli.errors import ModelInvalid
 from llava_convert import convert
+from llava_convert.check import check
+from llava_convert.sources import open_source
 
 PROMPT = "USER: what is unusual here? ASSISTANT: the red circle"
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
 }  # fmt: skip
@@ -23,8 +25,9 @@ PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
 
 def text_config(family: str, vocabulary: int) -> Any:
-    import transformers as t
+    import transformers
 
+    t: Any = transformers
     sizes = {**SIZES, "vocab_size": vocabulary}
     longrope = {
         "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 512,
@@ -48,9 +51,10 @@ def text_config(family: str, vocabulary: int) -> Any:
 
 
 def vision_config(kind: str) -> Any:
-    import transformers as t
+    import transformers
 
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+    t: Any = transformers
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
              "num_attention_heads": 2, "image_size": 56, "patch_size": 14}  # fmt: skip
     if kind == "clip":
         return t.CLIPVisionConfig(**sizes)
@@ -133,7 +137,8 @@ def test_logits_and_greedy_tokens_equal_transformers(
     ids = model.ids(PROMPT, add_special=True)
     expected = torch_logits(theirs, ids)
     assert np.abs(expected).max() > 1
-    assert np.abs(model.logits(ids) - expected).max() < 1e-4
+    limit = 5e-3 if family == "phi" else 1e-4  # ggml looks Phi's GELU up in a float16 table
+    assert np.abs(model.logits(ids) - expected).max() < limit
     for _ in range(6):  # greedy, read anew each time
         ids.append(int(model.logits(ids)[-1].argmax()))
     assert ids[-6:] == [int(row.argmax()) for row in torch_logits(theirs, ids)[-7:-1]]
@@ -173,6 +178,24 @@ def test_features_of_every_tower_equal_transformers(
         assert np.abs(encoder.encode(pixels) - expected).max() < limit
     finally:
         encoder.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "tower"),
+    [
+        ("mistral", "clip"), ("qwen2", "clip"), ("phi3", "clip"), ("phi", "clip"),
+        ("llama", "siglip"), ("qwen2 tied", "siglip 60"),
+    ],
+)  # fmt: skip
+def test_wide_and_tall_pictures_are_answered_as_in_transformers(
+    tiny: ModuleType, tmp_path: Path, family: str, tower: str, llama_cpp_api: Any
+) -> None:
+    folder = build(tiny, tmp_path / "source", family, tower)
+    files = convert(folder, tmp_path / "out", outtypes=["f32"], mmproj_outtype="f32").files
+    found = check(open_source(folder), files, threads=1)
+    (compared,) = found.files
+    assert found.verdict == "equal", compared
+    assert compared.prompts == compared.same_ids == compared.same_answers == 4
 
 
 @pytest.mark.parametrize("kind", ["LlavaNext", "LlavaOnevision"])

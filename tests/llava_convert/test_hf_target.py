@@ -16,14 +16,15 @@ from llava_cli.errors import LlavaError, UsageError
 from llava_convert import Extras, convert
 from llava_convert.hf_target import convert_to_hf
 from llava_convert.sources import open_source
-from tests.llava_convert.test_layouts import WEIGHTS, write_original, write_tower
+from tests.llava_convert.layouts import WEIGHTS, write_original, write_tower
 
 
 def logits(folder: Path, ids: list[int]) -> Any:
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    model, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    loading: Any = LlavaForConditionalGeneration.from_pretrained
+    model, report = loading(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]
     with torch.no_grad():
         return model.float().eval()(input_ids=torch.tensor([ids])).logits[0].numpy()

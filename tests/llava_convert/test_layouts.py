@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,122 +14,19 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llava_cli.errors import LlavaError, ModelInvalid, UsageError
-from llava_convert import ConvertResult, Extras, convert
-
-Tensors = dict[str, Any]
-WEIGHTS = "model.safetensors"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-             "tokenizer.model", "chat_template.jinja")  # fmt: skip
-
-
-def original_name(name: str) -> str:
-    """The original code's name of a llava-hf tensor."""
-    for pattern, target in (
-        (r"language_model\.model\.", "model."),
-        (r"language_model\.lm_head\.", "lm_head."),
-        (r"multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
-        (r"multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
-        (r"vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
-        (r"image_newline", "model.image_newline"),
-    ):
-        if re.match(pattern, name):
-            return re.sub("^" + pattern, target, name)
-    raise AssertionError(name)
-
-
-def original_config(folder: Path, **changes: Any) -> dict[str, Any]:
-    """config.json as the original code writes it."""
-    config = json.loads((folder / "config.json").read_text())
-    return {
-        **config["text_config"],
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
-        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
-        "mm_hidden_size": 64,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "image_aspect_ratio": "pad",
-        "tokenizer_model_max_length": 2048,
-        "use_mm_proj": True,
-        **changes,
-    }
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER:
-        if (source / name).is_file():
-            shutil.copy(source / name, target)
-
-
-def write_tower(source: Path, folder: Path) -> Path:
-    """The tower alone, as transformers saves it."""
-    from transformers import CLIPVisionModel, LlavaForConditionalGeneration
-
-    model = LlavaForConditionalGeneration.from_pretrained(source)
-    tower = CLIPVisionModel(model.config.vision_config)
-    tower.load_state_dict(model.model.vision_tower.state_dict())
-    tower.save_pretrained(folder)
-    size = {"height": 56, "width": 56}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps(
-            {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 56},
-             "crop_size": size, "do_center_crop": True, "resample": 3,
-             "image_mean": [0.48145466, 0.4578275, 0.40821073],
-             "image_std": [0.26862954, 0.26130258, 0.27577711]}
-        )
-    )  # fmt: skip
-    return folder
-
-
-def write_original(
-    source: Path, folder: Path, *, tower: bool = True, form: str = "safetensors", **changes: Any
-) -> Path:
-    """The same weights in the original code's layout."""
-    import torch
-
-    copy_tokenizer(source, folder)
-    tensors = {original_name(k): v for k, v in load_file(source / WEIGHTS).items()}
-    if not tower:
-        tensors = {k: v for k, v in tensors.items() if "vision_tower" not in k}
-    (folder / "config.json").write_text(json.dumps(original_config(source, **changes)))
-    if form == "safetensors":
-        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    elif form == "bin":
-        torch.save(as_torch(tensors), folder / "pytorch_model.bin")
-    else:
-        names = sorted(tensors)
-        places = {}
-        for number in range(2):
-            file = f"pytorch_model-{number + 1:05}-of-00002.bin"
-            part = {name: tensors[name] for name in names[number::2]}
-            torch.save(as_torch(part), folder / file)
-            places |= dict.fromkeys(part, file)
-        index = {"metadata": {}, "weight_map": places}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    return folder
-
-
-def as_torch(tensors: Tensors) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
-
-
-def write_language_model(source: Path, folder: Path, **changes: Any) -> Path:
-    """The language model alone, as transformers saves it: a base such as Vicuna."""
-    copy_tokenizer(source, folder)
-    tensors = load_file(source / WEIGHTS)
-    plain = {original_name(k): v for k, v in tensors.items() if k.startswith("language_model.")}
-    plain |= changes
-    save_file(plain, folder / WEIGHTS, {"format": "pt"})
-    config = json.loads((source / "config.json").read_text())["text_config"]
-    config["architectures"] = ["LlamaForCausalLM"]
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+from llava_convert import ConvertResult
+from tests.llava_convert.layouts import (
+    WEIGHTS,
+    as_torch,
+    copy_tokenizer,
+    original_config,
+    original_name,
+    run,
+    same,
+    write_language_model,
+    write_original,
+    write_tower,
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,16 +43,6 @@ def tower(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvertResult:
     return run(model, tmp_path_factory.mktemp("reference"))
-
-
-def run(source: Path, out: Path, **extras: Any) -> ConvertResult:
-    return convert(
-        source, out, outtypes=["f32"], mmproj_outtype="f32", name="m", extras=Extras(**extras)
-    )
-
-
-def same(ours: ConvertResult, reference: ConvertResult) -> bool:
-    return [f.sha256 for f in ours.files] == [f.sha256 for f in reference.files]
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "sharded bin"])
@@ -295,121 +180,6 @@ def test_delta_weights(model: Path, tower: Path, tmp_path: Path) -> None:
     ours = run(folder, tmp_path / "a", base=base_folder, vision_tower=rounded)
     assert same(ours, run(exact, tmp_path / "b"))
     assert any("delta" in note for note in ours.notes)
-
-
-def close(ours: ConvertResult, reference: ConvertResult, gguf: Callable[..., Any]) -> None:
-    """Equal up to the rounding of one sum, and not equal to the base."""
-    for mine, theirs in zip(ours.files, reference.files, strict=True):
-        _, values, _ = gguf(mine.path)
-        _, expected, _ = gguf(theirs.path)
-        assert values.keys() == expected.keys()
-        for name, value in expected.items():
-            assert np.abs(values[name] - value).max() <= 2e-6 * max(np.abs(value).max(), 1), name
-
-
-def write_lora(source: Path, folder: Path, language_only: bool, **settings: Any) -> Path:
-    """An adapter made by peft; gives the folder of the merged model, made by peft too."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
-
-    torch.manual_seed(5)
-    kind = AutoModelForCausalLM if language_only else LlavaForConditionalGeneration
-    model = kind.from_pretrained(source)
-    modules = ["q_proj", "v_proj", "down_proj"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-        peft = get_peft_model(
-            model, LoraConfig(r=4, lora_alpha=12, target_modules=modules, **settings)
-        )
-    with torch.no_grad():
-        for name, weight in peft.named_parameters():
-            if "lora_" in name:
-                weight.normal_(0, 0.2)
-    peft.save_pretrained(folder)
-    merged = folder.with_name(folder.name + " merged")
-    peft.merge_and_unload().save_pretrained(merged)
-    return merged
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({}, id="plain"),
-        pytest.param({"use_rslora": True}, id="rslora"),
-        pytest.param(
-            {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 3}},
-            id="patterns",
-        ),
-        pytest.param({"modules_to_save": ["lm_head"]}, id="a module trained whole"),
-    ],
-)
-def test_a_lora_of_a_llava_hf_model(
-    model: Path, tmp_path: Path, settings: dict[str, Any], gguf: Callable[..., Any]
-) -> None:
-    merged = write_lora(model, tmp_path / "lora", False, **settings)
-    for file in model.iterdir():
-        if not (merged / file.name).exists():
-            shutil.copy(file, merged)
-    shutil.copy(model / "config.json", merged)
-    with pytest.raises(ModelInvalid, match="LoRA adapter of") as caught:
-        run(tmp_path / "lora", tmp_path / "out")
-    assert "--base" in caught.value.hint
-    ours = run(tmp_path / "lora", tmp_path / "out", base=model)
-    close(ours, run(merged, tmp_path / "reference"), gguf)
-    assert not same(ours, run(model, tmp_path / "plain"))
-
-
-def test_an_original_lora_with_what_was_trained_beside_it(
-    model: Path, tower: Path, tmp_path: Path, gguf: Callable[..., Any]
-) -> None:
-    import torch
-
-    base = write_language_model(model, tmp_path / "base")
-    merged = write_lora(base, tmp_path / "lora", True)
-    copy_tokenizer(model, tmp_path / "lora")
-    (tmp_path / "lora" / "config.json").write_text(json.dumps(original_config(model)))
-    rest = {
-        "base_model.model." + original_name(k): v
-        for k, v in load_file(model / WEIGHTS).items()
-        if k.startswith("multi_modal_projector.")
-    }
-    torch.save(as_torch(rest), tmp_path / "lora" / "non_lora_trainables.bin")
-    whole = tmp_path / "whole"
-    shutil.copytree(model, whole)
-    tensors = load_file(whole / WEIGHTS)
-    back = {original_name(k): k for k in tensors}
-    tensors |= {back[name]: value for name, value in load_file(merged / WEIGHTS).items()}
-    save_file(tensors, whole / WEIGHTS, {"format": "pt"})
-    ours = run(tmp_path / "lora", tmp_path / "out", base=base, vision_tower=tower)
-    close(ours, run(whole, tmp_path / "reference"), gguf)
-
-
-def test_a_lora_over_the_wrong_base_is_refused(
-    model: Path, tiny: ModuleType, tmp_path: Path
-) -> None:
-    write_lora(model, tmp_path / "lora", False)
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    config = json.loads((other / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 1
-    (other / "config.json").write_text(json.dumps(config))
-    tensors = load_file(other / WEIGHTS)
-    save_file({k: v for k, v in tensors.items() if "model.layers.1." not in k}, other / WEIGHTS)
-    with pytest.raises(ModelInvalid, match="does not have"):
-        run(tmp_path / "lora", tmp_path / "out", base=other)
-
-
-@pytest.mark.parametrize("setting", ["use_dora", "fan_in_fan_out"])
-def test_adapters_that_are_no_plain_sum_are_refused(
-    model: Path, tmp_path: Path, setting: str
-) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", setting: True}))
-    with pytest.raises(ModelInvalid, match="merge"):
-        try:
-            run(tmp_path, tmp_path / "out", base=model)
-        except LlavaError as error:
-            raise ModelInvalid(f"{error.message} {error.hint}") from error
 
 
 def test_a_linear_projector_of_the_first_llava(

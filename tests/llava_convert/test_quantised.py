@@ -34,7 +34,7 @@ def build(tiny: ModuleType, folder: Path, dtype: str, **text: Any) -> Path:
     from transformers import LlamaConfig, LlavaForConditionalGeneration
 
     tiny.build(folder)
-    config = LlavaForConditionalGeneration.from_pretrained(folder).config
+    config: Any = LlavaForConditionalGeneration.from_pretrained(folder).config
     sizes = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8,
              "head_dim": 32, "intermediate_size": 512}  # fmt: skip
     config.text_config = LlamaConfig(vocab_size=config.text_config.vocab_size, **{**sizes, **text})

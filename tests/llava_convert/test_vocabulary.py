@@ -13,7 +13,7 @@ import pytest
 
 from llava_cli.errors import ModelInvalid
 from llava_convert import convert
-from llava_convert.bpe import GPT2, LLAMA3, QWEN2, byte_letters
+from llava_convert.bpe import byte_letters
 from llava_convert.spm import BYTE_TOKENS, read_spm, rebuild_scores
 from llava_convert.vocabulary import read_vocabulary
 
@@ -45,108 +45,17 @@ def source_ids(folder: Path, text: str) -> list[int]:
 
 
 def test_byte_level_ids_equal_transformers(
-    bpe_model: Path, tmp_path: Path, llama: Any, texts: list[str]
+    bpe_model: Path, tmp_path: Path, llama: Any, many_texts: list[str]
 ) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(bpe_model)
     converted = llama(convert(bpe_model, tmp_path).files[0].path, vocab_only=True)
-    for text in texts:
+    for text in many_texts:
         plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         assert converted.ids(text) == plain, text
     assert converted.ids("hi", add_special=True) == tokenizer("hi").input_ids
-    assert len(texts) > 500
-
-
-@pytest.mark.parametrize(
-    ("pre_tokenizer", "ignore_merges", "name"),
-    [
-        (split_by(GPT2), False, "gpt-2"),
-        (split_by(LLAMA3), False, "smaug-bpe"),
-        (split_by(LLAMA3), True, "llama-bpe"),
-        (split_by(QWEN2), False, "qwen2"),
-        (
-            {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Digits", "individual_digits": True},
-                    {**BYTE_LEVEL, "use_regex": True},
-                ],
-            },
-            False,
-            "smollm",
-        ),
-    ],
-)
-def test_every_known_word_rule_gives_the_same_ids(
-    source: Path,
-    tmp_path: Path,
-    llama: Any,
-    gguf: Gguf,
-    texts: list[str],
-    pre_tokenizer: dict[str, Any],
-    ignore_merges: bool,
-    name: str,
-) -> None:
-    def change(tokenizer: dict[str, Any]) -> None:
-        tokenizer["pre_tokenizer"] = pre_tokenizer
-        tokenizer["model"]["ignore_merges"] = ignore_merges
-
-    change_json(source / "tokenizer.json", change)
-    path = convert(source, tmp_path / "out").files[0].path
-    assert gguf(path)[0]["tokenizer.ggml.pre"] == name
-    converted = llama(path, vocab_only=True)
-    for text in texts:
-        assert converted.ids(text) == source_ids(source, text), text
-
-
-@pytest.mark.parametrize(
-    ("expression", "name"),
-    [
-        (r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", None),
-        (
-            r"(?:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-            "gpt-2",
-        ),
-        (
-            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
-            r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s",
-            "qwen2",
-        ),
-    ],
-)
-def test_an_unknown_expression_is_found_by_trying_llama_cpps_rules(
-    source: Path, tmp_path: Path, gguf: Gguf, llama: Any, texts: list[str], expression: str,
-    name: str | None,
-) -> None:  # fmt: skip
-    change_json(
-        source / "tokenizer.json", lambda value: value.update(pre_tokenizer=split_by(expression))
-    )
-    if name is None:
-        with pytest.raises(ModelInvalid, match=r"llama\.cpp"):
-            convert(source, tmp_path / "out")
-        return
-    path = convert(source, tmp_path / "out").files[0].path
-    assert gguf(path)[0]["tokenizer.ggml.pre"] == name
-    converted = llama(path, vocab_only=True)
-    for text in texts:
-        assert converted.ids(text) == source_ids(source, text), text
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {**BYTE_LEVEL, "add_prefix_space": True, "use_regex": True},
-        split_by(r"\w+|\s+"),
-        {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]},
-    ],
-)
-def test_a_word_rule_that_llama_cpp_lacks_is_refused(
-    source: Path, tmp_path: Path, part: dict[str, Any]
-) -> None:
-    change_json(source / "tokenizer.json", lambda value: value.update(pre_tokenizer=part))
-    with pytest.raises(ModelInvalid, match=r"llama\.cpp"):
-        convert(source, tmp_path / "out")
+    assert len(many_texts) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -177,7 +86,7 @@ def test_a_tokenizer_without_merges_works(
 
 @pytest.mark.parametrize("files", ["both", "tokenizer.model", "tokenizer.json"])
 def test_sentencepiece_ids_equal_sentencepiece(
-    spm_model: Path, tmp_path: Path, llama: Any, texts: list[str], files: str
+    spm_model: Path, tmp_path: Path, llama: Any, many_texts: list[str], files: str
 ) -> None:
     import sentencepiece
 
@@ -188,7 +97,7 @@ def test_sentencepiece_ids_equal_sentencepiece(
         if files != "both":
             (source / name).unlink()
     converted = llama(convert(source, tmp_path / "out").files[0].path, vocab_only=True)
-    for text in texts:
+    for text in many_texts:
         assert converted.ids(text) == reference.EncodeAsIds(text), text
     assert converted.ids("hi", add_special=True)[0] == reference.bos_id()
 
@@ -417,8 +326,7 @@ def test_the_base_install_is_enough(bpe_model: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from llava_convert import convert;"
         "convert(Path(sys.argv[1]), Path(sys.argv[2]), outtypes=['q8_0']);"
-        "print([m for m in ('torch', 'transformers', 'tokenizers', 'llama_cpp')"
-        " if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(bpe_model), str(tmp_path)],
