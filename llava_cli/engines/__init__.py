@@ -41,9 +41,9 @@ def load(
 ) -> Engine:
     """Load a model into the engine of its format.
 
-    `dtype` (float32, bfloat16, float16) is the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0)
-    `flash_attention`, `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions
-    of both; `progress` hears the fraction that is loaded, where the engine knows it.
+    `dtype` (float32, bfloat16, float16) is the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0),
+    `flash_attention`, `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds
+    the positions of both; `progress` hears the fraction that is loaded, where the engine knows it.
     """
     if engine not in ("auto", "gguf", "torch"):
         raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
