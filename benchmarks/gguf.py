@@ -4,8 +4,8 @@
     python benchmarks/gguf.py --llama BUILD/bin       # the 7B shape, programs that are there
     python benchmarks/gguf.py --build DIR             # builds them from llama-cpp-python's sdist
 
-The models have random weights (`llama/random_models.py`). Each measure is the median of --runs, ours and
-theirs in turn. Without llama.cpp's programs only our own numbers are printed. Say with every number
+The models have random weights (`llama/random_models.py`). Each measure is the median of --runs.
+Without llama.cpp's programs only our own numbers are printed. Say with every number
 which machine it comes from (`llava doctor`).
 """
 
@@ -24,9 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import random_models
-from PIL import Image as PIL
+# Run as a script, this file would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np  # noqa: E402
+from PIL import Image as PIL  # noqa: E402
+
+from benchmarks.llama import programs, random_models  # noqa: E402
 
 QUESTION = "What is unusual about this picture? Answer in one sentence."
 SECOND = "How many things are there?"

@@ -1,4 +1,4 @@
-"""llama.cpp's own programs, for `benchmarks/gguf.py`: built from llama-cpp-python's sdist, run, compared."""
+"""llama.cpp's own programs, for `gguf.py`: built from llama-cpp-python's sdist, and run."""
 
 from __future__ import annotations
 
