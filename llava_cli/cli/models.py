@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     from llava_cli.terminal.streams import note, status
 
     files = find(choice, common)
+    choice = tuned(choice, files)
     wanted = not common.quiet and not common.json and not files.bundled
     with status(f"loading {files.reference} …", wanted) as show:
         engine = engines.load(
@@ -107,6 +108,25 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     if common.verbose:
         note(f"{files.reference}: {engine.name} on {engine.device}, prompt {engine.prompt_format}")
     return engine
+
+
+def tuned(choice: ModelChoice, files: ModelFiles) -> ModelChoice:
+    """What the person did not choose, as `llava doctor --tune` found it best."""
+    from llava_cli.engines.tuning import remembered
+
+    home = Path(str(resolve("home").value)).expanduser()
+    best = remembered(home, files) if files.format == "gguf" and files.path.exists() else None
+    if best is None:
+        return choice
+    flash = choice.flash_attention
+    if flash is None and not best.flash_attention:
+        flash = None if choice.kv_type == "q8_0" else False
+    return replace(
+        choice,
+        threads=choice.threads or best.threads,
+        flash_attention=flash,
+        tuning=best.fill(choice.tuning),
+    )
 
 
 def disk_cache(choice: ModelChoice, common: Common) -> DiskCache | None:
