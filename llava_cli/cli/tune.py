@@ -47,7 +47,7 @@ def _line(trial: Trial) -> str:
     return (
         f"threads {best.threads}, ubatch {best.ubatch}, repack {'on' if best.repack else 'off'},"
         f" flash attention {'on' if best.flash_attention else 'off'}:"
-        f" load {trial.load_s:.1f} s, prompt {trial.prefill:.0f}, answer {trial.decode:.1f} tokens/s"
+        f" load {trial.load_s:.1f} s, read {trial.prefill:.0f}, write {trial.decode:.1f} tokens/s"
     )
 
 
