@@ -105,6 +105,8 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             "the bundled model knows only drawn shapes; for photographs: "
             f"llava ask -m {PHOTO_MODEL} …"
         )
+    if wanted and files.format == "gguf":
+        offer_tuning(files)
     if common.verbose:
         note(f"{files.reference}: {engine.name} on {engine.device}, prompt {engine.prompt_format}")
     return engine
@@ -127,6 +129,21 @@ def tuned(choice: ModelChoice, files: ModelFiles) -> ModelChoice:
         flash_attention=flash,
         tuning=best.fill(choice.tuning),
     )
+
+
+def offer_tuning(files: ModelFiles) -> None:
+    """Tell a person once that the quickest settings for such a model can be measured."""
+    import sys
+
+    from llava_cli.engines.tuning import offer
+    from llava_cli.terminal.streams import is_terminal, note
+
+    try:
+        home = Path(str(resolve("home").value)).expanduser()
+        if is_terminal(sys.stderr) and offer(home, files):
+            note(f"the quickest settings here: llava doctor --tune -m {files.reference}")
+    except OSError:  # nowhere to remember that it was offered: do not offer
+        return
 
 
 def disk_cache(choice: ModelChoice, common: Common) -> DiskCache | None:

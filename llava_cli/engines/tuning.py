@@ -18,6 +18,8 @@ from typing import Any
 from llava_cli.models.files import ModelFiles
 
 FILE = "tuning.json"
+_LARGE = 1 << 30
+"""Smaller models load and answer so soon that nobody would notice."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,26 @@ def remembered(home: Path, files: ModelFiles) -> Best | None:
 
 def remember(home: Path, files: ModelFiles, best: Best) -> Path:
     """Keep it beside what is known of other models; the file."""
-    found = {**_read(home), _key(files): asdict(best)}
+    return _write(home, {**_read(home), _key(files): asdict(best)})
+
+
+def offer(home: Path, files: ModelFiles) -> bool:
+    """Whether to offer the measuring: once for such a model, and only where it is a large one."""
+    found, key = _read(home), _key(files)
+    if files.path.stat().st_size < _LARGE or key in found:
+        return False
+    _write(home, {**found, key: {"offered": True}})
+    return True
+
+
+def _write(home: Path, found: dict[str, Any]) -> Path:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     aside = home / f"{FILE}.{secrets.token_hex(8)}"
     with aside.open("x", encoding="utf-8") as file:
         json.dump(found, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(home / FILE)
-    return home / FILE
+    return aside.replace(home / FILE)
 
 
 def _read(home: Path) -> dict[str, Any]:

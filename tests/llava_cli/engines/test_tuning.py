@@ -12,8 +12,9 @@ pytest.importorskip("llama_cpp")
 
 from llava_cli import engines, models
 from llava_cli.cli.models import tuned
+from llava_cli.engines import tuning
 from llava_cli.engines.gguf.tune import Trial
-from llava_cli.engines.tuning import FILE, Best, Tuning, remember, remembered
+from llava_cli.engines.tuning import FILE, Best, Tuning, offer, remember, remembered
 
 BEST = Best(threads=3, ubatch=256, repack=True, flash_attention=False)
 
@@ -43,6 +44,18 @@ def test_a_file_that_makes_no_sense_is_no_tuning(tmp_path: Path, text: str) -> N
     (key,) = json.loads((tmp_path / FILE).read_text())
     (tmp_path / FILE).write_text(text.replace("KEY", key))
     assert remembered(tmp_path, files) is None
+
+
+def test_it_is_offered_once_and_for_large_models_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = models.resolve(None)
+    assert not offer(tmp_path, files)
+    monkeypatch.setattr(tuning, "_LARGE", 1)
+    assert offer(tmp_path, files) and not offer(tmp_path, files)
+    assert remembered(tmp_path, files) is None
+    remember(tmp_path, files, BEST)
+    assert not offer(tmp_path, files) and remembered(tmp_path, files) == BEST
 
 
 def test_a_persons_own_choice_wins() -> None:
