@@ -73,8 +73,8 @@ def measure(
         found[f"{name}, peak MB"] = statistics.median(r.peak_mb for r in runs)
         loop = [run(_mtmd(bench, p, question, caption, flags), bench.home) for p in bench.pictures]
         found[f"{name} loop, wall s"] = sum(r.wall_s for r in loop)
-    for name, flags in (("bench", ()), ("bench best", ("--no-repack",))):
-        found.update(_bench(bench, name, caption, flags))
+    found.update(_bench(bench, "bench", caption, ()))
+    found.update(_bench(bench, "bench best", caption, ("--no-repack",)))
     for name, flags in (("server", ()), ("server best", BEST_FLAGS)):
         found[f"{name}, wall s"] = min(
             _server(bench, question, caption, slots, flags) for slots in (1, 4, 8, 16)
