@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,19 +55,19 @@ class ModelChoice:
             device=str(resolve("device", options["device"]).value),
             threads=None if threads is None else int(threads),
             prompt_format=_known_format(options["prompt_format"]),
-            quantize=options["quantize"],
-            adapter=options["adapter"],
-            no_cache=options["no_cache"],
-            context=options["context"],
-            kv_type=options["kv_type"],
-            flash_attention=options["flash_attention"],
-            image_tokens=options["image_tokens"],
+            quantize=options.get("quantize"),
+            adapter=options.get("adapter"),
+            no_cache=bool(options.get("no_cache")),
+            context=options.get("context"),
+            kv_type=options.get("kv_type"),
+            flash_attention=options.get("flash_attention"),
+            image_tokens=options.get("image_tokens"),
             tuning=Tuning(
-                ubatch=options["ubatch"],
-                repack=options["repack"],
-                mmap=options["mmap"],
-                mlock=options["mlock"],
-                gpu_layers=options["gpu_layers"],
+                ubatch=options.get("ubatch"),
+                repack=options.get("repack"),
+                mmap=options.get("mmap"),
+                mlock=bool(options.get("mlock")),
+                gpu_layers=options.get("gpu_layers"),
             ),
             cache_size=size_bytes(str(resolve("cache_size").value)),
         )
@@ -95,6 +95,7 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     from llava_cli.terminal.streams import note, status
 
     files = find(choice, common)
+    choice = tuned(choice, files)
     wanted = not common.quiet and not common.json and not files.bundled
     with status(f"loading {files.reference} …", wanted) as show:
         engine = engines.load(
@@ -118,9 +119,45 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             "the bundled model knows only drawn shapes; for photographs: "
             f"llava ask -m {PHOTO_MODEL} …"
         )
+    if wanted and files.format == "gguf":
+        offer_tuning(files)
     if common.verbose:
         note(f"{files.reference}: {engine.name} on {engine.device}, prompt {engine.prompt_format}")
     return engine
+
+
+def tuned(choice: ModelChoice, files: ModelFiles) -> ModelChoice:
+    """What the person did not choose, as `llava doctor --tune` found it best."""
+    from llava_cli.engines.tuning import remembered
+
+    home = Path(str(resolve("home").value)).expanduser()
+    best = remembered(home, files) if files.format == "gguf" and files.path.exists() else None
+    if best is None:
+        return choice
+    flash = choice.flash_attention
+    if flash is None and not best.flash_attention:
+        flash = None if choice.kv_type == "q8_0" else False
+    return replace(
+        choice,
+        threads=choice.threads or best.threads,
+        flash_attention=flash,
+        tuning=best.fill(choice.tuning),
+    )
+
+
+def offer_tuning(files: ModelFiles) -> None:
+    """Tell a person once that the quickest settings for such a model can be measured."""
+    import sys
+
+    from llava_cli.engines.tuning import offer
+    from llava_cli.terminal.streams import is_terminal, note
+
+    try:
+        home = Path(str(resolve("home").value)).expanduser()
+        if is_terminal(sys.stderr) and offer(home, files):
+            note(f"the quickest settings here: llava doctor --tune -m {files.reference}")
+    except OSError:  # nowhere to remember that it was offered: do not offer
+        return
 
 
 def disk_cache(choice: ModelChoice, common: Common) -> DiskCache | None:

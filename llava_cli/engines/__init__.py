@@ -20,6 +20,7 @@ from llava_cli.models.files import ModelFiles
 if TYPE_CHECKING:
     from llava_cli.engines.gguf.engine import GgufEngine
     from llava_cli.engines.gguf.estimate import Estimate
+    from llava_cli.engines.gguf.tune import Trial
 
 __all__ = ["Engine", "load"]
 
@@ -118,6 +119,16 @@ def estimate(
     return reckon(
         files, setup, conversation, sampling, prompt_format=prompt_format, context=context
     )
+
+
+def tune(files: ModelFiles, *, report: Callable[[Trial], None] = lambda _: None) -> Trial:
+    """Measure which settings are quickest for a GGUF model on this machine."""
+    _gguf_class()
+    from llava_cli.engines.gguf import binding
+    from llava_cli.engines.gguf.tune import tune as measure
+
+    binding.start()
+    return measure(files, use_gpu=binding.offload_device() != "cpu", report=report)
 
 
 def check_schema(schema: str) -> None:

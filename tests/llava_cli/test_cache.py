@@ -14,7 +14,7 @@ import pytest
 
 from llava_cli.cache import Costs, DiskCache, file_identity
 
-KEY = {"model": "a", "cells": [1, 2]}
+KEY: dict[str, object] = {"model": "a", "cells": [1, 2]}
 
 
 def cache(folder: Path, limit: int = 1 << 20, notes: list[str] | None = None) -> DiskCache:
