@@ -205,7 +205,7 @@ def _from_pretrained(
         more = {"quantization_config": config, "device_map": {"": device}}
     auto: Any = transformers.AutoModelForImageTextToText
     try:
-        with _silent():
+        with silent():
             model, report = auto.from_pretrained(
                 files.path,
                 dtype=dtype,
@@ -233,7 +233,7 @@ def _from_pretrained(
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without transformers' bars and remarks."""
     import transformers
 
@@ -257,6 +257,7 @@ def _adapted(model: Any, folder: Path) -> Any:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             adapted = peft.PeftModel.from_pretrained(model, str(folder))
+            merged = adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -270,4 +271,4 @@ def _adapted(model: Any, folder: Path) -> Any:
             f"the adapter {folder} does not fit the model: some of its weights have no place",
             "give the model that it was trained on with -m",
         )
-    return adapted.merge_and_unload()
+    return merged
