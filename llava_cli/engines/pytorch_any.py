@@ -151,7 +151,6 @@ class AnyTorchEngine:
             "tokenize": True,
             "return_dict": True,
             "return_tensors": "pt",
-            "processor_kwargs": {"padding": True},
             "add_generation_prompt": not goes_on,
             "continue_final_message": goes_on,
         }
@@ -159,13 +158,18 @@ class AnyTorchEngine:
         write = self._processor.apply_chat_template
         if self._sanitises:
             try:
-                return write(messages, sanitize_control_tokens=True, **settings)
+                return write(
+                    messages,
+                    sanitize_control_tokens=True,
+                    processor_kwargs={"padding": True},  # `write` changes it
+                    **settings,
+                )
             except ValueError as error:
                 if "char_to_token" not in str(error):
                     raise
                 self._sanitises = False  # some families' processors cannot
         self._refuse_special_tokens(conversations)
-        return write(messages, **settings)
+        return write(messages, processor_kwargs={"padding": True}, **settings)
 
     def _refuse_special_tokens(self, conversations: Sequence[Conversation]) -> None:
         """Where the processor would take a user's words for its own marks."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from llava_cli.errors import (
     LlavaError,
@@ -257,6 +258,7 @@ def _adapted(model: Any, folder: Path) -> Any:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             adapted = peft.PeftModel.from_pretrained(model, str(folder))
+            placed = set(peft.get_peft_model_state_dict(adapted))
             merged = adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -266,7 +268,9 @@ def _adapted(model: Any, folder: Path) -> Any:
             f"the adapter {folder} does not fit the model: {reason}",
             "give the model that it was trained on with -m",
         ) from error
-    if any("adapter keys" in str(remark.message) for remark in said):
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        homeless = set(file.keys()) - placed  # peft leaves out what has no place without a word
+    if homeless or any("adapter keys" in str(remark.message) for remark in said):
         raise ModelInvalid(
             f"the adapter {folder} does not fit the model: some of its weights have no place",
             "give the model that it was trained on with -m",
