@@ -21,7 +21,7 @@ from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.hf_vocabulary import HfVocabulary
-from llava_cli.engines.pytorch_setup import Setup, load_model, out_of_memory, silent
+from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory, silent
 from llava_cli.errors import LlavaError, ModelInvalid, UsageError
 from llava_cli.models.files import ModelFiles
 from llava_cli.prompts import PromptFormat
@@ -66,6 +66,7 @@ class AnyTorchEngine:
         self.files = files
         if threads:
             torch.set_num_threads(threads)
+        check_type(files)
         self._processor = _processor(files)
         self._sanitises = True
         self._model, self.device = load_model(files, setup)

@@ -67,6 +67,22 @@ def load_model(files: ModelFiles, setup: Setup) -> tuple[Any, str]:
     return model.eval(), device
 
 
+def check_type(files: ModelFiles) -> None:
+    """ModelInvalid for a model that transformers does not know as one for pictures and text."""
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
+    )
+
+    kind = files.config.get("model_type")
+    if kind not in KNOWN:
+        raise ModelInvalid(
+            f"{files.reference} is of model type {kind!r}, which transformers "
+            f"{transformers.__version__} does not know as a model for pictures and text",
+            "use another model, or a newer transformers",
+        )
+
+
 def choose_device(wanted: str) -> str:
     """A device of this machine."""
     there = "cpu"
@@ -188,17 +204,7 @@ def _from_pretrained(
     files: ModelFiles, dtype: torch.dtype, quantize: str | None, device: str
 ) -> Any:
     import transformers
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
-    )
 
-    kind = files.config.get("model_type")
-    if kind not in KNOWN:
-        raise ModelInvalid(
-            f"{files.reference} is of model type {kind!r}, which transformers "
-            f"{transformers.__version__} does not know as a model for pictures and text",
-            "use another model, or a newer transformers",
-        )
     more: dict[str, Any] = {}
     if quantize is not None:
         bits = {"load_in_4bit": quantize == "4bit", "load_in_8bit": quantize == "8bit"}

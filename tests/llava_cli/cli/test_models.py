@@ -266,6 +266,8 @@ def test_ones_own_aliases(server: Hub, llava: Llava) -> None:
     assert llava("ask", "hi", "-m", "mine", "--max-tokens", "1", "-q").code == 0
     assert llava("pull", "theirs", "-q").code == 0
     assert "mine" in llava("alias").out
+    assert llava("alias", "demo", "llava-demo").code == 0
+    assert llava("show", "demo", "--json").json["image_tokens"] == 100
     assert llava("alias", "mine", "--remove").code == 0
     assert llava("alias", "mine", "--remove").code == 2
     assert llava("ask", "hi", "-m", "mine").code == 3
