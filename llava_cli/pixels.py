@@ -5,7 +5,7 @@ equal to transformers' image processors bit for bit; `normalise` makes the float
 tower reads. The numbers come from the model's own files (`PixelConfig.from_preprocessor`,
 `PixelConfig.from_metadata`).
 
-Not here: opening files, orientation, transparency (`images.py`), and LLaVA-1.6's tiles.
+Not here: opening files, orientation, transparency (`images.py`), LLaVA-1.6's tiles (`tiles.py`).
 Needs Pillow and numpy only, and imports Pillow where it is used.
 """
 
@@ -93,6 +93,8 @@ class PixelConfig:
         mean = _triple(metadata.get("clip.vision.image_mean", CLIP_MEAN), "clip.vision.image_mean")
         std = _triple(metadata.get("clip.vision.image_std", CLIP_STD), "clip.vision.image_std")
         aspect = metadata.get("llava.image_aspect", "pad")
+        if aspect == "anyres":  # `tiles.py` cuts; what is left is one square as a whole
+            aspect = "stretch"
         if aspect not in ASPECTS:
             raise ModelInvalid(f"unknown llava.image_aspect {aspect!r} in the mmproj file")
         color = tuple(int(c) for c in metadata.get("llava.image_pad_color", _mean_color(mean)))

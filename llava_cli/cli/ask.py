@@ -69,6 +69,7 @@ EXAMPLES = (
     metavar="COLOUR",
     help="What transparent pixels are laid on.",
 )
+@click.option("--estimate", is_flag=True, help="Tell tokens and memory; do not answer.")
 @click.option("--stats", is_flag=True, help="Counts and seconds on stderr.")
 @click.option(
     "--markdown",
@@ -90,7 +91,7 @@ def ask(
     An argument that names a picture is one; the one that is left is the question (- reads it from
     standard input). Without a picture the model is asked in words alone.
     """
-    from llava_cli.cli import constraint, models, question
+    from llava_cli.cli import constraint, estimate, models, question
 
     sampling = constraint.constrained(sampling_from(options), options)
     choice = models.ModelChoice.from_options(options)
@@ -100,6 +101,9 @@ def ask(
     pictures = _checked(asked.images, keep=not options["each"])
     groups = [(picture,) for picture in pictures] if options["each"] else [pictures]
     conversations = [_conversation(asked.prompt, group, options) for group in groups]
+    if options["estimate"]:
+        estimate.show(choice, conversations, sampling)
+        return
     with closing(models.load(choice, common())) as engine:
         if options["each"]:
             _print_each(engine, conversations, sampling, options)

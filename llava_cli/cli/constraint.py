@@ -39,6 +39,8 @@ def constrained(sampling: Sampling, options: dict[str, Any]) -> Sampling:
     if options["choices"] is not None:
         return replace(sampling, choices=tuple((text,) for text in _choices(options["choices"])))
     if options["schema"] is not None:
+        if options["prefill"]:
+            raise UsageError("--schema begins the answer itself", "leave out --prefill")
         return replace(sampling, schema=_schema(options["schema"]))
     return sampling
 

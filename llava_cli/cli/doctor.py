@@ -40,11 +40,18 @@ PROBE_PICTURE = (
     cls=Command,
     examples=(("llava doctor", "read it"), ("llava doctor --json", "paste or process it")),
 )
-def doctor() -> None:
+@click.option("--tune", is_flag=True, help="Measure the quickest settings for -m and keep them.")
+@click.option("-m", "--model", metavar="REF", help="The GGUF model to tune for.")
+def doctor(tune: bool, model: str | None) -> None:
     """Report what is installed and which engines work.
 
     Every engine answers one question with the bundled model. The exit code is 1 if none can.
     """
+    if tune:
+        from llava_cli.cli.tune import run
+
+        run(model)
+        return
     from llava_cli.terminal.documents import write_document
     from llava_cli.terminal.safe import visible
     from llava_cli.terminal.streams import status, write

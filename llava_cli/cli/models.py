@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_cli.cli.options import Common
 from llava_cli.cli.settings import resolve, size_bytes
+from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from llava_cli.cache import DiskCache
     from llava_cli.engines.base import Engine
+    from llava_cli.models.files import ModelFiles
 
 PHOTO_MODEL = "llava-1.5-7b"
 
@@ -33,6 +35,11 @@ class ModelChoice:
     adapter: Path | None = None
     no_cache: bool = False
     cache_size: int = 0
+    context: int | None = None
+    kv_type: str | None = None
+    flash_attention: bool | None = None
+    tuning: Tuning = Tuning()
+    image_tokens: int | None = None
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> ModelChoice:
@@ -48,21 +55,31 @@ class ModelChoice:
             device=str(resolve("device", options["device"]).value),
             threads=None if threads is None else int(threads),
             prompt_format=_known_format(options["prompt_format"]),
-            quantize=options["quantize"],
-            adapter=options["adapter"],
-            no_cache=options["no_cache"],
+            quantize=options.get("quantize"),
+            adapter=options.get("adapter"),
+            no_cache=bool(options.get("no_cache")),
+            context=options.get("context"),
+            kv_type=options.get("kv_type"),
+            flash_attention=options.get("flash_attention"),
+            image_tokens=options.get("image_tokens"),
+            tuning=Tuning(
+                ubatch=options.get("ubatch"),
+                repack=options.get("repack"),
+                mmap=options.get("mmap"),
+                mlock=bool(options.get("mlock")),
+                gpu_layers=options.get("gpu_layers"),
+            ),
             cache_size=size_bytes(str(resolve("cache_size").value)),
         )
 
 
-def load(choice: ModelChoice, common: Common) -> Engine:
-    """Find the model's files and load them."""
-    from llava_cli import engines, models
+def find(choice: ModelChoice, common: Common) -> ModelFiles:
+    """The model's files, fetched if need be, after the person agreed."""
+    from llava_cli import models
     from llava_cli.cli.fetching import Fetching
-    from llava_cli.terminal.streams import note, status
 
     with Fetching(common) as fetching:
-        files = models.resolve(
+        return models.resolve(
             choice.model,
             mmproj=choice.mmproj,
             engine=choice.engine,
@@ -70,8 +87,17 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             consent=fetching.consent,
             on_progress=fetching.progress,
         )
+
+
+def load(choice: ModelChoice, common: Common) -> Engine:
+    """Find the model's files and load them."""
+    from llava_cli import engines
+    from llava_cli.terminal.streams import note, status
+
+    files = find(choice, common)
+    choice = tuned(choice, files)
     wanted = not common.quiet and not common.json and not files.bundled
-    with status(f"loading {files.reference} …", wanted):
+    with status(f"loading {files.reference} …", wanted) as show:
         engine = engines.load(
             files,
             engine=choice.engine,
@@ -80,7 +106,13 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             prompt_format=choice.prompt_format,
             quantize=choice.quantize,
             adapter=choice.adapter,
+            context=choice.context,
+            kv_type=choice.kv_type,
+            flash_attention=choice.flash_attention,
+            tuning=choice.tuning,
+            image_tokens=choice.image_tokens,
             cache=disk_cache(choice, common),
+            progress=lambda fraction: show(f"{fraction:.0%}"),
         )
     if choice.model is None and not common.quiet:
         note(
@@ -90,6 +122,25 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     if common.verbose:
         note(f"{files.reference}: {engine.name} on {engine.device}, prompt {engine.prompt_format}")
     return engine
+
+
+def tuned(choice: ModelChoice, files: ModelFiles) -> ModelChoice:
+    """What the person did not choose, as `llava doctor --tune` found it best."""
+    from llava_cli.engines.tuning import remembered
+
+    home = Path(str(resolve("home").value)).expanduser()
+    best = remembered(home, files) if files.format == "gguf" and files.path.exists() else None
+    if best is None:
+        return choice
+    flash = choice.flash_attention
+    if flash is None and not best.flash_attention:
+        flash = None if choice.kv_type == "q8_0" else False
+    return replace(
+        choice,
+        threads=choice.threads or best.threads,
+        flash_attention=flash,
+        tuning=best.fill(choice.tuning),
+    )
 
 
 def disk_cache(choice: ModelChoice, common: Common) -> DiskCache | None:

@@ -212,5 +212,23 @@ model_options = _all(
     ),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),
+    click.option("--context", type=click.IntRange(min=64), metavar="N", help="Read at most N."),
+    click.option(
+        "--kv-type",
+        type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
+        help="How keys and values are stored; q8_0 takes half the memory of f16.",
+    ),
+    click.option("--flash-attention/--no-flash-attention", default=None, help="Attention's way."),
+    click.option("--ubatch", type=click.IntRange(1, 8192), metavar="N", help="Tokens in one go."),
+    click.option("--repack/--no-repack", default=None, help="Weights for this processor."),
+    click.option("--mmap/--no-mmap", default=None, help="Weights where they lie in the file."),
+    click.option("--mlock", is_flag=True, help="Keep weights from being swapped out."),
+    click.option("--gpu-layers", type=click.IntRange(min=0), metavar="N", help="On the device."),
+    click.option(
+        "--image-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Merge each picture's tokens down to N: quicker, less exact.",
+    ),
     click.option("--no-cache", is_flag=True, help="Keep nothing on disk, use nothing kept there."),
 )

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_cli.cache import DiskCache
-from llava_cli.engines.base import Engine
+from llava_cli.conversation import Conversation
+from llava_cli.engines.base import Engine, Sampling
 from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, MissingDependency, ModelInvalid, UsageError
 from llava_cli.models.files import ModelFiles
 
 if TYPE_CHECKING:
     from llava_cli.engines.gguf.engine import GgufEngine
+    from llava_cli.engines.gguf.estimate import Estimate
+    from llava_cli.engines.gguf.tune import Trial
 
 __all__ = ["Engine", "load"]
 
@@ -37,14 +40,15 @@ def load(
     flash_attention: bool | None = None,
     tuning: Tuning | None = None,
     cache: DiskCache | None = None,
+    image_tokens: int | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Engine:
     """Load a model into the engine of its format.
 
     `dtype` (float32, bfloat16, float16), `quantize` (4bit, 8bit) and `adapter` (a folder with a
-    LoRA adapter) are the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0)
-    `flash_attention`, `tuning` and `cache` are the GGUF engine's; `context` bounds the positions
-    of both; `progress` hears the fraction that is loaded, where the engine knows it.
+    LoRA adapter) are the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0), `flash_attention`,
+    `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions of
+    both; `progress` hears the fraction that is loaded, where the engine knows it.
     """
     if engine not in ("auto", "gguf", "torch"):
         raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
@@ -54,6 +58,8 @@ def load(
             f"the {engine} engine cannot read {files.reference}", f"use --engine {wanted}"
         )
     if wanted == "torch":
+        if image_tokens is not None:
+            raise UsageError("the PyTorch engine merges no image tokens", "use --engine gguf")
         return _torch(
             files,
             {"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter},
@@ -77,8 +83,52 @@ def load(
         flash_attention=flash_attention,
         tuning=tuning,
         cache=cache,
+        image_tokens=image_tokens,
         progress=progress,
     )
+
+
+def estimate(
+    files: ModelFiles,
+    conversation: Conversation,
+    sampling: Sampling,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    prompt_format: str | None = None,
+    context: int | None = None,
+    kv_type: str | None = None,
+    flash_attention: bool | None = None,
+    tuning: Tuning | None = None,
+) -> Estimate:
+    """What answering would take; no weights are loaded."""
+    if files.format != "gguf":
+        raise UsageError("only GGUF models are estimated", "leave out --estimate")
+    _gguf_class()
+    from llava_cli.engines.gguf.estimate import estimate as reckon
+    from llava_cli.engines.gguf.setup import Setup
+
+    setup = Setup.choose(
+        files,
+        device=device,
+        threads=threads,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        tuning=tuning or Tuning(),
+    )
+    return reckon(
+        files, setup, conversation, sampling, prompt_format=prompt_format, context=context
+    )
+
+
+def tune(files: ModelFiles, *, report: Callable[[Trial], None] = lambda _: None) -> Trial:
+    """Measure which settings are quickest for a GGUF model on this machine."""
+    _gguf_class()
+    from llava_cli.engines.gguf import binding
+    from llava_cli.engines.gguf.tune import tune as measure
+
+    binding.start()
+    return measure(files, use_gpu=binding.offload_device() != "cpu", report=report)
 
 
 def check_schema(schema: str) -> None:
@@ -113,5 +163,5 @@ def _torch(files: ModelFiles, setup: Mapping[str, Any], **options: Any) -> Engin
         raise MissingDependency(
             f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
         ) from error
-    kind = TorchEngine if files.config.get("model_type") == "llava" else AnyTorchEngine
+    kind: type[Any] = TorchEngine if files.config.get("model_type") == "llava" else AnyTorchEngine
     return kind(files, setup=Setup(**setup), **options)

@@ -38,9 +38,33 @@ def check_encoder(header: GGUFHeader) -> None:
                 f"{header.path} is damaged: {name} has the shape {list(found)}", _AGAIN
             )
     first, last = header.tensors["mm.0.weight"].shape, header.tensors["mm.2.weight"].shape
+    newline = newline_name(header)
+    tiled = "llava.image_grid_pinpoints" in header.metadata or (
+        "clip.vision.image_grid_pinpoints" in header.metadata
+    )
+    if tiled and (newline is None or header.tensors[newline].shape != last[1:]):
+        raise ModelInvalid(f"{header.path} cuts pictures into tiles, but has no newline", _AGAIN)
     biases = header.tensors["mm.0.bias"].shape, header.tensors["mm.2.bias"].shape
     if first[1] != last[0] or biases != (first[1:], last[1:]):
         raise ModelInvalid(f"{header.path} is damaged: its projector does not fit together", _AGAIN)
+
+
+def missing_feature_layer(header: GGUFHeader) -> int | None:
+    """The `clip.vision.feature_layer` that a file lacks; None where it has one or needs none.
+
+    Older converters stored one layer fewer than the tower has: all of them are to be run.
+    """
+    if header.metadata.get("clip.vision.feature_layer") is not None:
+        return None
+    blocks = int(header.metadata["clip.vision.block_count"])
+    tower = _TOWER_LAYERS.get(header.metadata["clip.vision.embedding_length"])
+    return blocks if blocks + 1 == tower else None
+
+
+def newline_name(header: GGUFHeader) -> str | None:
+    """The tensor that ends a row of tiles, under today's name or that of older converters."""
+    names = ("v.image_newline", "model.image_newline")
+    return next((name for name in names if name in header.tensors), None)
 
 
 def _check_kind(header: GGUFHeader) -> None:
@@ -51,11 +75,6 @@ def _check_kind(header: GGUFHeader) -> None:
     if projector not in (None, "mlp"):
         raise ModelInvalid(
             f"{path} has a projector of kind {projector!r}, which is not supported",
-            "use a LLaVA-1.5 style model",
-        )
-    if "clip.vision.image_grid_pinpoints" in metadata:
-        raise ModelInvalid(
-            f"{path} cuts pictures into tiles, which is not supported",
             "use a LLaVA-1.5 style model",
         )
 
@@ -81,8 +100,11 @@ def _layers_run(header: GGUFHeader, blocks: int) -> int:
     """How many layers run; without `feature_layer` llama.cpp runs one fewer than there are."""
     layers = header.metadata.get("clip.vision.feature_layer")
     if layers is None:
-        if blocks == _TOWER_LAYERS.get(header.metadata["clip.vision.embedding_length"]):
+        tower = _TOWER_LAYERS.get(header.metadata["clip.vision.embedding_length"])
+        if blocks == tower:
             return blocks - 1  # all layers stored, one fewer run: LLaVA's "last but one"
+        if blocks + 1 == tower:
+            return blocks  # `missing_feature_layer`
         raise ModelInvalid(
             f"{header.path} does not say which layer of the image encoder to read "
             "(clip.vision.feature_layer), so llama.cpp would skip its last one",

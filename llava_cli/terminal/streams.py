@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -49,15 +49,22 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def status(text: str, wanted: bool) -> Iterator[None]:
-    """A line on stderr while something takes its time; gone afterwards, never on a pipe."""
+def status(text: str, wanted: bool) -> Iterator[Callable[[str], None]]:
+    """A line on stderr while something takes its time; gone afterwards, never on a pipe.
+
+    The function that it gives shows how far things are, behind the text.
+    """
     if not wanted or not takes_escapes(sys.stderr):
-        yield
+        yield lambda _: None
         return
-    sys.stderr.write(dim(one_line(text), sys.stderr))
-    sys.stderr.flush()
+
+    def show(more: str) -> None:
+        sys.stderr.write("\r\x1b[K" + dim(one_line(f"{text} {more}".rstrip()), sys.stderr))
+        sys.stderr.flush()
+
+    show("")
     try:
-        yield
+        yield show
     finally:
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()

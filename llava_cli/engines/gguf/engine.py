@@ -55,11 +55,13 @@ class GgufEngine:
         flash_attention: bool | None = None,
         tuning: Tuning | None = None,
         cache: DiskCache | None = None,
+        image_tokens: int | None = None,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Load; `kv_type` and `flash_attention` default to exactness for float32 models.
 
-        `cache` keeps pictures and what was read up to them for later runs; `progress` hears the
+        `cache` keeps pictures and what was read up to them for later runs; `image_tokens` bounds
+        the tokens of one picture, whose features are merged down to so many; `progress` hears the
         fraction of the weights that is loaded.
         """
         started = time.perf_counter()
@@ -79,10 +81,6 @@ class GgufEngine:
         )
         self.device = self.setup.device
         self._interrupt = Interrupt()
-        self._language = LanguageModel(files.path, self.setup.load, self._interrupt, progress)
-        if context is not None:
-            self._language.limit = min(self._language.limit, context)
-        self._context = Context(self._language, self.setup.context, self._interrupt)
         vision: dict[str, Any] = {}
         self._states: States | None = None
         if cache is not None:
@@ -90,12 +88,17 @@ class GgufEngine:
             vision = {"mmproj": file_identity(files.mmproj), "device": self.device}
             text = {"model": file_identity(files.path), **self.setup.identity()}
             self._states = States(cache, {**vision, **text})
-        self._pictures = Pictures(files.mmproj, self._encoder, cache, vision)
+        self._pictures = Pictures(files.mmproj, self._encoder, cache, vision, image_tokens)
+        self._language = LanguageModel(files.path, self.setup.load, self._interrupt, progress)
+        if context is not None:
+            self._language.limit = min(self._language.limit, context)
+        self._context = Context(self._language, self.setup.context, self._interrupt)
         load_s = time.perf_counter() - started
         self._reader = Reader(self._language, self._format, self._pictures, files.reference, load_s)
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
+        self._check_open()
         if sampling.choices:
             choice = Choice(conversation, sampling, lambda c: self._reader.prompt(c).cells)
             room = replace(sampling, max_tokens=max(choice.longest, 1))
@@ -131,6 +134,7 @@ class GgufEngine:
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""
+        self._check_open()
         return flat(self._reader.pieces(conversation))
 
     def first_logits(self, conversation: Conversation) -> Logits:
@@ -151,6 +155,10 @@ class GgufEngine:
         self._interrupt.close()
         self._language.close()
         self._language = None
+
+    def _check_open(self) -> None:
+        if self._language is None:
+            raise LlavaError("the engine was closed")
 
     @property
     def _text(self) -> LanguageModel:

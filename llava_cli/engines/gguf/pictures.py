@@ -21,9 +21,11 @@ import numpy as np
 from llava_cli.cache import DiskCache
 from llava_cli.engines.base import ImageInfo
 from llava_cli.engines.gguf.vision import ImageEncoder, Rows
+from llava_cli.engines.reduction import merged
 from llava_cli.images import Image
 from llava_cli.models.gguf_header import read_header
 from llava_cli.pixels import PixelConfig, prepare
+from llava_cli.tiles import Grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -39,7 +41,9 @@ class Picture:
     """What is known of a picture before its features are."""
 
     key: str
-    """Identity: of the file's bytes and of how they become pixels."""
+    """Identity: of the file's bytes and of how they become what the model reads."""
+    whole: str
+    """The same without regard to how many tokens are wanted."""
     count: int
     """N"""
 
@@ -53,10 +57,18 @@ class Pictures:
         load: Callable[[], ImageEncoder],
         cache: DiskCache | None,
         identity: Mapping[str, Any],
+        image_tokens: int | None = None,
     ) -> None:
-        """`identity`: what decides the features beside the picture, for the cache."""
-        self.config = PixelConfig.from_metadata(read_header(mmproj).metadata)
-        self.tokens = _tokens(mmproj)
+        """`identity`: what decides the features beside the picture, for the cache.
+
+        `image_tokens`: tokens of one picture at most; the features are merged down to so many.
+        """
+        metadata = read_header(mmproj).metadata
+        self.config = PixelConfig.from_metadata(metadata)
+        self._grid = Grid.from_metadata(metadata)
+        side = metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]
+        self._tokens = int(side**2)
+        self._most = image_tokens
         self._load = load
         self._cache = cache
         self._identity = dict(identity)
@@ -78,25 +90,31 @@ class Pictures:
     def look(self, image: Image) -> Picture:
         """What is known of a picture without computing its features."""
         started = time.perf_counter()
-        how = json.dumps([image.sha256, image.background, asdict(self.config)])
-        picture = Picture(hashlib.sha256(how.encode()).hexdigest(), self.tokens)
+        grid = self._grid
+        how = [image.sha256, image.background, asdict(self.config), grid and grid.pinpoints]
+        key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+        count = self._tokens
+        if grid is not None:
+            count = grid.count(*(self._sizes.get(key) or self._opened(image, key).size))
         self.seconds += time.perf_counter() - started
-        return picture
+        if self._most is None or count <= self._most:
+            return Picture(key, key, count)
+        return Picture(f"{key}/{self._most}", key, self._most)
 
     def info(self, image: Image) -> ImageInfo:
         """What became of a picture."""
         picture = self.look(image)
-        width, height = self._sizes.get(picture.key) or self._opened(image, picture).size
+        width, height = self._sizes.get(picture.whole) or self._opened(image, picture.whole).size
         return ImageInfo(image.source, width, height, picture.count)
 
-    def _opened(self, image: Image, picture: Picture) -> PILImage:
+    def _opened(self, image: Image, whole: str) -> PILImage:
         """The pixels; their size is remembered."""
         pixels = image.open()
-        self._remember_size(picture, pixels.size)
+        self._remember_size(whole, pixels.size)
         return pixels
 
-    def _remember_size(self, picture: Picture, size: tuple[int, int]) -> None:
-        self._sizes[picture.key] = size
+    def _remember_size(self, whole: str, size: tuple[int, int]) -> None:
+        self._sizes[whole] = size
         if len(self._sizes) > _KEPT_SIZES:
             self._sizes.popitem(last=False)
 
@@ -110,6 +128,8 @@ class Pictures:
         rows = self._kept(picture)
         if rows is None:
             rows = self._computed(image, picture)
+        if len(rows) > picture.count:
+            rows = merged(rows, picture.count)
         self._rows[picture.key] = rows
         while sum(r.nbytes for r in self._rows.values()) > _KEPT_BYTES and len(self._rows) > 1:
             self._rows.popitem(last=False)
@@ -122,25 +142,32 @@ class Pictures:
             return None
         found = self._cache.get(KIND, self._key(picture))
         size = found.meta.get("size") if found is not None else None
-        if found is None or not size or found.payload.nbytes % (4 * picture.count):
+        if found is None or not size:
             return None
-        self._remember_size(picture, (int(size[0]), int(size[1])))
-        return np.frombuffer(found.payload, np.float32).reshape(picture.count, -1)
+        self._remember_size(picture.whole, (int(size[0]), int(size[1])))
+        return np.frombuffer(found.payload, np.float32).reshape(found.meta["tokens"], -1)
 
     def _computed(self, image: Image, picture: Picture) -> Rows:
         encoder = self.encoder
         started = time.perf_counter()
-        pixels = self._opened(image, picture)
-        rows = encoder.encode(prepare(pixels, self.config))
+        pixels = self._opened(image, picture.whole)
+        rows = self._encode(encoder, pixels)
         self.encoded += 1
         cache, seconds = self._cache, time.perf_counter() - started
         if cache is not None and cache.worth_keeping(seconds, rows.nbytes):
-            meta = {"size": list(pixels.size)}
+            meta = {"size": list(pixels.size), "tokens": len(rows)}
             cache.put(KIND, self._key(picture), meta, memoryview(rows).cast("B"))
         return rows
 
+    def _encode(self, encoder: ImageEncoder, pixels: PILImage) -> Rows:
+        grid = self._grid
+        if grid is None or encoder.newline is None:
+            return encoder.encode(prepare(pixels, self.config))
+        features = [encoder.encode(square) for square in grid.squares(pixels, self.config)]
+        return grid.pack(features, encoder.newline, *pixels.size)
+
     def _key(self, picture: Picture) -> dict[str, Any]:
-        return {**self._identity, "picture": picture.key}
+        return {**self._identity, "picture": picture.whole}
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -156,9 +183,3 @@ class Pictures:
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
-
-
-def _tokens(mmproj: Path) -> int:
-    """Positions that one picture takes: one for each patch."""
-    metadata = read_header(mmproj).metadata
-    return int((metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]) ** 2)

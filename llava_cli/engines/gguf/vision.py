@@ -18,8 +18,10 @@ from llava_cli.engines.gguf.binding import mtmd
 from llava_cli.engines.gguf.guard import GraphGuard
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LoadWatch
+from llava_cli.engines.gguf.stock import loadable
 from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory
 from llava_cli.models.gguf_header import BF16, F16, F32, GGUFHeader, read_header
+from llava_cli.models.mmproj import newline_name
 from llava_cli.pixels import PixelConfig, Pixels, normalise
 
 Rows = npt.NDArray[np.float32]
@@ -33,7 +35,7 @@ class ImageEncoder:
         self,
         path: Path,
         model: int,
-        interrupt: Interrupt,
+        interrupt: Interrupt | None = None,
         *,
         threads: int,
         use_gpu: bool,
@@ -45,6 +47,10 @@ class ImageEncoder:
         self.pixels = PixelConfig.from_metadata(header.metadata)
         self.width = width
         self._embed = PatchEmbedding(header)
+        newline = newline_name(header)
+        self.newline = None if newline is None else _tensor(header, newline)
+        """(D,), which ends a row of tiles."""
+        interrupt = interrupt or Interrupt()
         self._interrupt = interrupt
         self._guard = GraphGuard(
             interrupt, has_class="v.class_embd" in header.tensors, erf_layers=_erf_layers(header)
@@ -59,8 +65,8 @@ class ImageEncoder:
         binding.forget_errors()
         watch = LoadWatch(interrupt)
         parameters.progress_callback = mtmd.mtmd_progress_callback(watch.on_progress)
-        with interrupt.deferred():
-            self._context = mtmd.mtmd_init_from_file(str(path).encode(), model, parameters)
+        with loadable(header) as file, interrupt.deferred():
+            self._context = mtmd.mtmd_init_from_file(str(file).encode(), model, parameters)
         if not self._context:
             if binding.ran_out_of_memory():
                 raise OutOfMemory(f"{path.name} does not fit into memory", "use a smaller model")

@@ -70,6 +70,7 @@ def test_fields_are_read_as_llm_reads_them() -> None:
         ["--schema", "[1]"],
         ["--schema", '{"type": "foo"}'],
         ["--schema", "name strr"],
+        ["--schema", "name", "--prefill", "{"],
     ],
     ids=str,
 )

@@ -1,0 +1,253 @@
+"""The GGUF engine beside llama.cpp's own programs: same model, picture, prompt, tokens, threads.
+
+    python benchmarks/gguf.py --quick                 # the 1.1B shape
+    python benchmarks/gguf.py --llama BUILD/bin       # the 7B shape, programs that are there
+    python benchmarks/gguf.py --build DIR             # builds them from llama-cpp-python's sdist
+
+The models have random weights (`llama/random_models.py`). Each measure is the median of --runs.
+Without llama.cpp's programs only our own numbers are printed. Say with every number
+which machine it comes from (`llava doctor`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Run as a script, this file would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np  # noqa: E402
+from PIL import Image as PIL  # noqa: E402
+
+from benchmarks.llama import programs, random_models  # noqa: E402
+
+QUESTION = "What is unusual about this picture? Answer in one sentence."
+SECOND = "How many things are there?"
+ANSWER, CAPTION, CAPTIONS = 24, 48, 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a program."""
+
+    wall_s: float
+    first_s: float
+    """Until the first character of the answer."""
+    peak_mb: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured with."""
+
+    text: Path
+    mmproj: Path
+    pictures: list[Path]
+    threads: int
+    home: Path
+    runs: int
+    llama: Path | None
+
+    def llava(self, *arguments: str, cache: bool = False) -> list[str]:
+        """Our command line."""
+        flags = ["-m", str(self.text), "--mmproj", str(self.mmproj), "-q"]
+        flags += ["--threads", str(self.threads)] + ([] if cache else ["--no-cache"])
+        return [sys.executable, "-m", "llava_cli", "ask", *arguments, *flags]
+
+    def median(self, measure: Callable[[], float]) -> float:
+        """The median of the runs."""
+        return statistics.median(measure() for _ in range(self.runs))
+
+
+def run(command: list[str], home: Path) -> Run:
+    """Run once; the first byte on stdout is the first of the answer."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, "LLAVA_HOME": str(home)},
+    )  # fmt: skip
+    if process.stdout is None:
+        raise SystemExit("no pipe")
+    data, first = b"", 0.0
+    while piece := os.read(process.stdout.fileno(), 65536):
+        data += piece
+        if not first and data.strip():
+            first = time.perf_counter() - started
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Run(wall, first, usage.ru_maxrss * unit / 2**20, data.decode("utf-8", "replace"))
+
+
+def our_processes(bench: Bench) -> dict[str, float]:
+    """First and second question, and captions, as processes of their own."""
+    found: dict[str, list[float]] = {}
+    picture = str(bench.pictures[0])
+    for _ in range(bench.runs):
+        shutil.rmtree(bench.home / "cache", ignore_errors=True)
+        first = run(bench.llava(picture, QUESTION, *_length(ANSWER), cache=True), bench.home)
+        second = run(bench.llava(picture, SECOND, *_length(ANSWER), cache=True), bench.home)
+        for name, value in (
+            ("first question, wall s", first.wall_s),
+            ("first question, peak MB", first.peak_mb),
+            ("second question, new process, first token s", second.first_s),
+        ):
+            found.setdefault(name, []).append(value)
+    many = [str(picture) for picture in bench.pictures]
+    for name, extra in (("", []), (", --image-tokens 144", ["--image-tokens", "144"])):
+        command = bench.llava(*many, QUESTION, "--each", *_length(CAPTION), *extra)
+        found[f"{len(many)} captions{name}, wall s"] = [run(command, bench.home).wall_s]
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def inside(bench: Bench) -> dict[str, float]:
+    """Speeds inside the engine, and the second turn of a chat."""
+    from llava_cli import engines, models
+    from llava_cli.conversation import Conversation
+    from llava_cli.engines.base import Sampling
+    from llava_cli.images import Image
+
+    files = models.resolve(str(bench.text), mmproj=str(bench.mmproj))
+    engine: Any = engines.load(files, threads=bench.threads)
+    image = Image.from_path(bench.pictures[0])
+    asked = Conversation().add("user", image, QUESTION)
+    last = list(engine.generate(asked, Sampling(max_tokens=ANSWER)))
+    text = "".join(token.text for token in last)
+    later = asked.add("assistant", text).add("user", SECOND)
+    second = list(engine.generate(later, Sampling(max_tokens=2)))[-1].stats
+    context = engine._context
+    context.reserve(1024)
+    ids = np.random.default_rng(0).integers(300, 20000, 512).tolist()
+
+    def prefill() -> float:
+        context.forget()
+        started = time.perf_counter()
+        context.read_tokens(ids)
+        return len(ids) / (time.perf_counter() - started)
+
+    def decode() -> float:
+        context.forget()
+        context.read_tokens(ids[:1])
+        started = time.perf_counter()
+        for token in ids[:CAPTION]:
+            context.read_tokens([token])
+        return CAPTION / (time.perf_counter() - started)
+
+    found = {
+        "prefill, 512 tokens, tokens/s": bench.median(prefill),
+        "decode, tokens/s": bench.median(decode),
+        "second question, same chat, first token s": second.ttft_s,
+    }
+    engine.close()
+    return found
+
+
+def own_time() -> dict[str, float]:
+    """Our own Python for one token, without the model, at two lengths of an answer."""
+    from llava_cli.engines import answer
+    from llava_cli.engines.base import Sampling, Stats
+    from llava_cli.prompts import FORMATS
+
+    class Letters:
+        """A vocabulary for which every token is a word."""
+
+        bos: int | None = None
+
+        def encode(self, text: str) -> list[int]:
+            return [0] * len(text)
+
+        def special(self, text: str) -> int | None:
+            return None
+
+        def piece(self, token: int) -> bytes:
+            return b" word"
+
+        def name(self, token: int) -> str:
+            return "word"
+
+        def is_end(self, token: int) -> bool:
+            return False
+
+    logits = np.random.default_rng(0).normal(size=32000).astype(np.float32)
+    prompt = answer.Prefilled(logits, time.perf_counter(), Stats())
+    stamps = []
+    stream = answer.answer(
+        prompt, lambda _: logits, Letters(), FORMATS["vicuna_v1"], Sampling(max_tokens=1700),
+        continued=False,
+    )  # fmt: skip
+    for _ in stream:
+        stamps.append(time.perf_counter())
+    steps = np.diff(stamps) * 1e6
+    return {
+        f"own Python time a token at {at}, µs": float(np.median(steps[at - 20 : at + 20]))
+        for at in (50, 1600)
+    }
+
+
+def draw(folder: Path, count: int) -> list[Path]:
+    """Different pictures of photo size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        coarse = PIL.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        paths.append(folder / f"{number:02}.jpg")
+        coarse.resize((1024, 768), PIL.Resampling.BICUBIC).save(paths[-1], quality=92)
+    return paths
+
+
+def _length(count: int) -> list[str]:
+    return ["--max-tokens", str(count)]
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="the 1.1B shape, one run, 4 captions")
+    parser.add_argument("--shape", choices=random_models.SHAPES, default="7b")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, default=Path("benchmark-files"))
+    parser.add_argument("--llama", type=Path, help="folder of llama-mtmd-cli and the others")
+    parser.add_argument("--build", type=Path, help="build them there first (minutes)")
+    parser.add_argument("--json", type=Path, help="also write every number to this file")
+    options = parser.parse_args()
+    shape = "1.1b" if options.quick and options.shape == "7b" else options.shape
+    text, mmproj = random_models.make(
+        random_models.SHAPES[shape], options.work, f"random-{shape}"
+    )  # fmt: skip
+    pictures = draw(options.work / "pictures", 4 if options.quick else CAPTIONS)
+    llama = programs.build(options.build) if options.build else options.llama
+    bench = Bench(
+        text, mmproj, pictures, options.threads, options.work / "home",
+        1 if options.quick else options.runs, llama,
+    )  # fmt: skip
+    ours = {**own_time(), **inside(bench), **our_processes(bench)}
+    theirs = programs.measure(bench, run, QUESTION, ANSWER, CAPTION) if llama else {}
+    for name, value in ours.items():
+        sys.stdout.write(f"{value:10.2f}  {name}\n")
+    for line in programs.ratios(ours, theirs, len(pictures)):
+        sys.stdout.write(line + "\n")
+    if options.json:
+        numbers = {"shape": shape, "threads": options.threads, "ours": ours, "theirs": theirs}
+        options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

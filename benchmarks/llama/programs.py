@@ -1,0 +1,183 @@
+"""llama.cpp's own programs, for `gguf.py`: built from llama-cpp-python's sdist, and run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = ("llama-mtmd-cli", "llama-server", "llama-bench")
+BEST_FLAGS = ("--no-repack", "--no-warmup")
+PORT = 18089
+
+LIMITS = {
+    # ours: (theirs with default flags, bound), (theirs with the best flags, bound)
+    "first question, wall s": (("mtmd, wall s", 0.52), ("mtmd best, wall s", 1.0)),
+    "second question, new process, first token s": (
+        ("mtmd, first token s", 0.08),
+        ("mtmd best, first token s", 0.15),
+    ),
+    "second question, same chat, first token s": (
+        ("mtmd, first token s", 0.04),
+        ("mtmd best, first token s", 0.07),
+    ),
+    "first question, peak MB": (("mtmd, peak MB", 0.75), ("mtmd best, peak MB", 1.05)),
+    "prefill, 512 tokens, tokens/s": (("bench prefill", 0.97), ("bench best prefill", 0.97)),
+    "decode, tokens/s": (("bench decode", 0.97), ("bench best decode", 0.97)),
+}
+
+
+def build(folder: Path) -> Path:
+    """Download the sdist of the installed llama-cpp-python and build the programs in it."""
+    binaries = folder / "build" / "bin"
+    if all((binaries / name).exists() for name in PROGRAMS):
+        return binaries
+    version = metadata.version("llama-cpp-python")
+    folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
+    flags = ["--no-binary", ":all:", "-d", str(folder), f"llama-cpp-python=={version}"]
+    subprocess.run([*pip, *flags], check=True)
+    with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
+        archive.extractall(folder, filter="data")
+    source = next(folder.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    made = str(folder / "build")
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DGGML_NATIVE=ON"]
+    subprocess.run(["cmake", "-S", str(source), "-B", made, *options], check=True)
+    subprocess.run(["cmake", "--build", made, "-j", "--target", *PROGRAMS], check=True)
+    return binaries
+
+
+def measure(
+    bench: Any, run: Callable[[list[str], Path], Any], question: str, answer: int, caption: int
+) -> dict[str, float]:
+    """The same questions to llama-mtmd-cli, llama-bench and llama-server."""
+    found: dict[str, float] = {}
+    for name, flags in (("mtmd", ()), ("mtmd best", BEST_FLAGS)):
+        runs = [
+            run(_mtmd(bench, bench.pictures[0], question, answer, flags), bench.home)
+            for _ in range(bench.runs)
+        ]
+        found[f"{name}, wall s"] = statistics.median(r.wall_s for r in runs)
+        found[f"{name}, first token s"] = statistics.median(r.first_s for r in runs)
+        found[f"{name}, peak MB"] = statistics.median(r.peak_mb for r in runs)
+        loop = [run(_mtmd(bench, p, question, caption, flags), bench.home) for p in bench.pictures]
+        found[f"{name} loop, wall s"] = sum(r.wall_s for r in loop)
+    for name, flags in (("bench", ()), ("bench best", ("--no-repack",))):
+        found.update(_bench(bench, name, caption, flags))
+    for name, flags in (("server", ()), ("server best", BEST_FLAGS)):
+        found[f"{name}, wall s"] = min(
+            _server(bench, question, caption, slots, flags) for slots in (1, 4, 8, 16)
+        )
+    return found
+
+
+def ratios(ours: Mapping[str, float], theirs: Mapping[str, float], count: int) -> Iterator[str]:
+    """Our numbers over theirs, with the bound that each should keep."""
+    limits = dict(LIMITS)
+    limits[f"{count} captions, wall s"] = (
+        ("mtmd loop, wall s", 0.4),
+        ("mtmd best loop, wall s", 0.8),
+    )
+    limits[f"{count} captions, wall s "] = (("server, wall s", 0.7), ("server best, wall s", 1.0))
+    limits[f"{count} captions, --image-tokens 144, wall s"] = (
+        ("server, wall s", 0.32),
+        ("server best, wall s", 0.5),
+    )
+    for name, pair in limits.items():
+        for other, bound in pair:
+            if other in theirs and name.strip() in ours:
+                ratio = ours[name.strip()] / theirs[other]
+                good = ratio >= bound if "tokens/s" in name else ratio <= bound
+                sign = "≥" if "tokens/s" in name else "≤"
+                kept = "" if good else "  MISSED"
+                yield f"{ratio:10.3f}  {sign} {bound:4}  {name.strip()} / {other}{kept}"
+
+
+def _mtmd(
+    bench: Any, picture: Path, question: str, count: int, flags: tuple[str, ...]
+) -> list[str]:
+    return [
+        str(bench.llama / "llama-mtmd-cli"), "-m", str(bench.text), "--mmproj", str(bench.mmproj),
+        "--image", str(picture), "-p", question, "-n", str(count), "--temp", "0", "--ignore-eos",
+        "-t", str(bench.threads), "--chat-template", "vicuna", *flags,
+    ]  # fmt: skip
+
+
+def _bench(bench: Any, name: str, count: int, flags: tuple[str, ...]) -> dict[str, float]:
+    """Tokens a second of prefill and decoding."""
+    command = [
+        str(bench.llama / "llama-bench"), "-m", str(bench.text), "-p", "512", "-n", str(count),
+        "-t", str(bench.threads), "-r", str(bench.runs), "-o", "json", *flags,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(f"llama-bench {' '.join(flags)}: {done.stderr[-300:]}\n")
+        return {}
+    rows = json.loads(re.sub(r"^[^\[]*", "", done.stdout, count=1))
+    kinds = {True: "prefill", False: "decode"}
+    return {f"{name} {kinds[row['n_gen'] == 0]}": float(row["avg_ts"]) for row in rows}
+
+
+def _server(bench: Any, question: str, count: int, slots: int, flags: tuple[str, ...]) -> float:
+    """Wall seconds for all pictures, asked at once; the server is loaded before."""
+    room = 1024 * slots
+    command = [
+        str(bench.llama / "llama-server"), "-m", str(bench.text), "--mmproj", str(bench.mmproj),
+        "--port", str(PORT), "--parallel", str(slots), "-c", str(room), "-t", str(bench.threads),
+        "--chat-template", "vicuna", *flags,
+    ]  # fmt: skip
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(server)
+        started = time.perf_counter()
+        with ThreadPoolExecutor(len(bench.pictures)) as pool:
+            list(pool.map(lambda p: _ask_server(p, question, count), bench.pictures))
+        return time.perf_counter() - started
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait(server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if server.poll() is not None:
+            raise SystemExit("llama-server did not start")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit("llama-server does not answer")
+
+
+def _ask_server(picture: Path, question: str, count: int) -> None:
+    url = "data:image/jpeg;base64," + base64.b64encode(picture.read_bytes()).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": question},
+    ]
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": count,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{PORT}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=3600) as answer:
+        answer.read()
