@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llava_cli.cli.options import Common
-from llava_cli.errors import ModelNotFound
+from llava_cli.errors import MissingDependency, ModelNotFound
 from llava_cli.terminal.streams import is_terminal, note
 from llava_cli.terminal.transfer import TransferBar, readable
 
@@ -40,6 +40,7 @@ class Fetching:
     def consent(self, plan: Plan) -> None:
         """Say how big a model is that is not on this disk, and let the person decide."""
         model, size = plan.model, readable(plan.missing_bytes)
+        _check_engine(plan)
         if self._common.no_input:
             raise ModelNotFound(
                 f"model {model} is not on this disk, and --no-input fetches none ({size})",
@@ -63,3 +64,15 @@ class Fetching:
         """So many bytes of a file are there."""
         if self._bar is not None:
             self._bar.update(file.name, there, file.size)
+
+
+def _check_engine(plan: Plan) -> None:
+    """Nothing is fetched that no engine here could read."""
+    import importlib.util
+
+    if plan.files[0].name.endswith(".gguf") or importlib.util.find_spec("torch") is not None:
+        return
+    raise MissingDependency(
+        f"model {plan.model} needs the PyTorch engine, which is not installed",
+        "pip install 'llava-cli[torch]', or name a GGUF model",
+    )

@@ -74,7 +74,7 @@ class ModelChoice:
 
 
 def find(choice: ModelChoice, common: Common) -> ModelFiles:
-    """The model's files, fetched if need be."""
+    """The model's files, fetched if need be, after the person agreed."""
     from llava_cli import models
     from llava_cli.cli.fetching import Fetching
 
@@ -104,13 +104,13 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             device=choice.device,
             threads=choice.threads,
             prompt_format=choice.prompt_format,
+            quantize=choice.quantize,
+            adapter=choice.adapter,
             context=choice.context,
             kv_type=choice.kv_type,
             flash_attention=choice.flash_attention,
             tuning=choice.tuning,
             image_tokens=choice.image_tokens,
-            quantize=choice.quantize,
-            adapter=choice.adapter,
             cache=disk_cache(choice, common),
             progress=lambda fraction: show(f"{fraction:.0%}"),
         )

@@ -74,7 +74,7 @@ def wanted_model(reference: str, quant: str | None, engine: str) -> HubModel:
     from llava_cli.models import BUNDLED, aliases
     from llava_cli.models.resolve import hub_model, unknown
 
-    if reference == BUNDLED:
+    if aliases.expand(reference) == BUNDLED:
         raise UsageError(f"{BUNDLED} comes with llava", "it needs no pull, and cannot be removed")
     if quant is not None and engine == "auto":
         engine = "gguf"

@@ -47,8 +47,8 @@ def load(
 
     `dtype` (float32, bfloat16, float16), `quantize` (4bit, 8bit) and `adapter` (a folder with a
     LoRA adapter) are the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0), `flash_attention`,
-    `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions
-    of both; `progress` hears the fraction that is loaded, where the engine knows it.
+    `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions of
+    both; `progress` hears the fraction that is loaded, where the engine knows it.
     """
     if engine not in ("auto", "gguf", "torch"):
         raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
@@ -163,5 +163,5 @@ def _torch(files: ModelFiles, setup: Mapping[str, Any], **options: Any) -> Engin
         raise MissingDependency(
             f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
         ) from error
-    kind = TorchEngine if files.config.get("model_type") == "llava" else AnyTorchEngine
+    kind: type[Any] = TorchEngine if files.config.get("model_type") == "llava" else AnyTorchEngine
     return kind(files, setup=Setup(**setup), **options)

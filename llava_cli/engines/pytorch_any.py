@@ -21,7 +21,7 @@ from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.hf_vocabulary import HfVocabulary
-from llava_cli.engines.pytorch_setup import Setup, load_model, out_of_memory
+from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory, silent
 from llava_cli.errors import LlavaError, ModelInvalid, UsageError
 from llava_cli.models.files import ModelFiles
 from llava_cli.prompts import PromptFormat
@@ -66,7 +66,9 @@ class AnyTorchEngine:
         self.files = files
         if threads:
             torch.set_num_threads(threads)
+        check_type(files)
         self._processor = _processor(files)
+        self._sanitises = True
         self._model, self.device = load_model(files, setup)
         self._ends = _end_ids(self._model)
         self._vocabulary = HfVocabulary.from_folder(files.path, self._ends)
@@ -129,17 +131,8 @@ class AnyTorchEngine:
         continued = {answer.is_continued(conversation) for conversation in conversations}
         if len(continued) > 1:
             raise UsageError("a batch cannot mix answers to begin with answers to go on with", "")
-        goes_on = continued == {True}
         try:
-            inputs = self._processor.apply_chat_template(
-                [_messages(conversation) for conversation in conversations],
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-                add_generation_prompt=not goes_on,
-                continue_final_message=goes_on,
-            )
+            inputs = self._written(conversations, goes_on=continued == {True})
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ModelInvalid(
@@ -152,6 +145,44 @@ class AnyTorchEngine:
             for name, value in inputs.items()
             if isinstance(value, torch.Tensor)
         }
+
+    def _written(self, conversations: Sequence[Conversation], *, goes_on: bool) -> Any:
+        """The processor's own doing, with a user's "<image>" or "</s>" as plain text."""
+        settings: dict[str, Any] = {
+            "tokenize": True,
+            "return_dict": True,
+            "return_tensors": "pt",
+            "add_generation_prompt": not goes_on,
+            "continue_final_message": goes_on,
+        }
+        messages = [_messages(conversation) for conversation in conversations]
+        write = self._processor.apply_chat_template
+        if self._sanitises:
+            try:
+                return write(
+                    messages,
+                    sanitize_control_tokens=True,
+                    processor_kwargs={"padding": True},  # `write` changes it
+                    **settings,
+                )
+            except ValueError as error:
+                if "char_to_token" not in str(error):
+                    raise
+                self._sanitises = False  # some families' processors cannot
+        self._refuse_special_tokens(conversations)
+        return write(messages, processor_kwargs={"padding": True}, **settings)
+
+    def _refuse_special_tokens(self, conversations: Sequence[Conversation]) -> None:
+        """Where the processor would take a user's words for its own marks."""
+        marks = set(self._processor.tokenizer.get_added_vocab())
+        for conversation in conversations:
+            for message in conversation.messages:
+                if found := next((mark for mark in marks if mark in message.text), None):
+                    raise UsageError(
+                        f"the text holds {found}, which {self.files.reference} would not read as "
+                        "words",
+                        "write it differently",
+                    )
 
     def _rows(
         self, conversations: Sequence[Conversation], inputs: dict[str, Any], started: float
@@ -279,9 +310,10 @@ def _processor(files: ModelFiles) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor: Any = AutoProcessor.from_pretrained(
-            files.path, local_files_only=True, trust_remote_code=False
-        )
+        with silent():
+            processor: Any = AutoProcessor.from_pretrained(
+                files.path, local_files_only=True, trust_remote_code=False
+            )
     except ImportError as error:
         raise ModelInvalid(
             f"the processor of {files.path} needs a package that is missing: {error}",

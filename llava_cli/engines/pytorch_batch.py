@@ -117,9 +117,10 @@ class Batch:
                     yield one.index, one.writer.close()
                 else:
                     going.append(place)
-            if len(going) < len(active):
+            if 0 < len(going) < len(active):
                 cache.batch_select_indices(torch.tensor(going, device=mask.device))
-                mask, active = mask[going], [active[place] for place in going]
+                mask = mask[going]
+            active = [active[place] for place in going]
             if active:
                 logits, mask = self._step(active, mask, cache)
 

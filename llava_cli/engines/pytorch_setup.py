@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from llava_cli.errors import (
     LlavaError,
@@ -64,6 +65,22 @@ def load_model(files: ModelFiles, setup: Setup) -> tuple[Any, str]:
         if setup.quantize is None:
             model = model.to(device)
     return model.eval(), device
+
+
+def check_type(files: ModelFiles) -> None:
+    """ModelInvalid for a model that transformers does not know as one for pictures and text."""
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
+    )
+
+    kind = files.config.get("model_type")
+    if kind not in KNOWN:
+        raise ModelInvalid(
+            f"{files.reference} is of model type {kind!r}, which transformers "
+            f"{transformers.__version__} does not know as a model for pictures and text",
+            "use another model, or a newer transformers",
+        )
 
 
 def choose_device(wanted: str) -> str:
@@ -187,17 +204,7 @@ def _from_pretrained(
     files: ModelFiles, dtype: torch.dtype, quantize: str | None, device: str
 ) -> Any:
     import transformers
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
-    )
 
-    kind = files.config.get("model_type")
-    if kind not in KNOWN:
-        raise ModelInvalid(
-            f"{files.reference} is of model type {kind!r}, which transformers "
-            f"{transformers.__version__} does not know as a model for pictures and text",
-            "use another model, or a newer transformers",
-        )
     more: dict[str, Any] = {}
     if quantize is not None:
         bits = {"load_in_4bit": quantize == "4bit", "load_in_8bit": quantize == "8bit"}
@@ -205,7 +212,7 @@ def _from_pretrained(
         more = {"quantization_config": config, "device_map": {"": device}}
     auto: Any = transformers.AutoModelForImageTextToText
     try:
-        with _silent():
+        with silent():
             model, report = auto.from_pretrained(
                 files.path,
                 dtype=dtype,
@@ -233,7 +240,7 @@ def _from_pretrained(
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without transformers' bars and remarks."""
     import transformers
 
@@ -257,6 +264,8 @@ def _adapted(model: Any, folder: Path) -> Any:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             adapted = peft.PeftModel.from_pretrained(model, str(folder))
+            placed = set(peft.get_peft_model_state_dict(adapted))
+            merged = adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -265,9 +274,11 @@ def _adapted(model: Any, folder: Path) -> Any:
             f"the adapter {folder} does not fit the model: {reason}",
             "give the model that it was trained on with -m",
         ) from error
-    if any("adapter keys" in str(remark.message) for remark in said):
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        homeless = set(file.keys()) - placed  # peft leaves out what has no place without a word
+    if homeless or any("adapter keys" in str(remark.message) for remark in said):
         raise ModelInvalid(
             f"the adapter {folder} does not fit the model: some of its weights have no place",
             "give the model that it was trained on with -m",
         )
-    return adapted.merge_and_unload()
+    return merged

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llava_cli.errors import LlavaError, ModelNotFound
@@ -119,11 +120,11 @@ def plan(model: HubModel, *, check: bool = False) -> Plan:
 def download(plan: Plan, on_progress: OnProgress | None = None) -> Found:
     """Fetch what is missing; whatever ends it, the next call goes on where it stopped."""
     repo, commit = plan.model.repo, plan.listing.commit
-    told = on_progress or (lambda file, there: None)
+    told = on_progress or _untold
     _check_room(plan)
     for file in plan.files:
         if file in plan.missing:
-            fetch_blob(repo, commit, file, lambda there, file=file: told(file, there))  # type: ignore[misc]
+            fetch_blob(repo, commit, file, partial(told, file))
         else:
             told(file, file.size)
     with cache.writing(repo):
@@ -170,6 +171,10 @@ def _is_there(listing: Listing, file: RemoteFile, check: bool) -> bool:
                 return True
             path.unlink()
     return False
+
+
+def _untold(file: RemoteFile, there: int) -> None:
+    """Nobody watches."""
 
 
 def _check_room(plan: Plan) -> None:

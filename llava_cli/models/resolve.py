@@ -46,9 +46,9 @@ def resolve(
     this disk is fetched from the Hub, after `consent` was asked; it raises where that must not be.
     """
     projector = Path(mmproj).expanduser() if mmproj else None
-    if reference is None or reference == BUNDLED:
+    meant = BUNDLED if reference is None else aliases.expand(reference)
+    if reference is None or meant == BUNDLED:
         return _checked_engine(_bundled(engine, projector), engine)
-    meant = aliases.expand(reference)
     path = Path(meant).expanduser()
     wanted = hub_model(meant, engine, revision)
     if wanted is not None:

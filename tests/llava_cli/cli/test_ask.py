@@ -149,9 +149,12 @@ def test_default_is_greedy(llava: InProcess) -> None:
 def test_model_options_reach_resolver_and_engine(llava: InProcess) -> None:
     options = "-m org/name --mmproj p.gguf --engine gguf --device cuda:1 --threads 3 --offline"
     llava("ask", "hi", *options.split(), "--prompt-format", "vicuna_v1")
-    assert llava.resolve_options == {"mmproj": "p.gguf", "engine": "gguf", "offline": True}
+    wanted = {"mmproj": "p.gguf", "engine": "gguf", "offline": True}
+    assert llava.resolve_options.items() >= wanted.items()
     expected = {"engine": "gguf", "device": "cuda:1", "threads": 3, "prompt_format": "vicuna_v1"}
     assert llava.load_options.items() >= expected.items()
+    llava("ask", "hi", "--quantize", "4bit", "--adapter", "lora")
+    assert llava.load_options.items() >= {"quantize": "4bit", "adapter": Path("lora")}.items()
 
 
 def test_system_and_prefill_are_turns(llava: InProcess) -> None:

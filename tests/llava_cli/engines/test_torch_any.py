@@ -41,6 +41,8 @@ def loaded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
     """One model of each family."""
+    if request.param == "qwen2_vl":
+        pytest.importorskip("torchvision")  # its processor prepares videos, too
     folder = BUILDERS[request.param](tmp_path_factory.mktemp("other") / request.param)
     engine = engines.load(models.resolve(str(folder)), threads=1)
     yield engine
@@ -88,6 +90,17 @@ def test_an_answer_that_nobody_reads_on_stops_the_model(loaded: Engine) -> None:
 def test_pictures_stand_in_the_prompt_where_they_were_put(loaded: Engine) -> None:
     ids = loaded.prompt_ids(conversations()[1])
     assert ids.count("image") >= 2
+
+
+def test_special_tokens_in_a_question_are_plain_text(loaded: Engine) -> None:
+    asked = Conversation().add("user", PICTURES[0], "is <image> or </s> special?")
+    try:
+        ids = loaded.prompt_ids(asked)
+    except UsageError as error:  # a processor that cannot do it: refused, not misread
+        assert "would not read as words" in error.message and error.hint
+        return
+    assert ids.count("image") == 1
+    assert 1 not in ids  # </s>
 
 
 def test_what_the_engine_cannot_do_is_said(loaded: Engine) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,14 @@ def test_quantising_without_cuda_is_refused_with_the_other_way(
         load(files, quantize="3bit")
 
 
+@contextlib.contextmanager
+def remarks() -> Iterator[None]:
+    """peft uses what transformers is about to remove."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def adapter(files: ModelFiles, folder: Path, **changes: Any) -> Path:
     """A LoRA adapter for the language model, not at its neutral beginning."""
     peft = pytest.importorskip("peft")
@@ -78,7 +89,8 @@ def adapter(files: ModelFiles, folder: Path, **changes: Any) -> Path:
     auto: Any = transformers.AutoModelForImageTextToText
     model = auto.from_pretrained(files.path)
     settings = {"r": 4, "target_modules": r".*language_model.*\.(q_proj|v_proj)", **changes}
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(**settings))
+    with remarks():
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(**settings))
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in wrapped.named_parameters():
@@ -97,7 +109,9 @@ def test_an_adapter_changes_the_answer_as_peft_itself_does(
     folder = adapter(files, tmp_path / "lora")
     plain, adapted = load(files), load(files, adapter=folder)
     auto: Any = transformers.AutoModelForImageTextToText
-    reference: Any = peft.PeftModel.from_pretrained(auto.from_pretrained(files.path), str(folder))
+    with remarks():
+        base = auto.from_pretrained(files.path)
+        reference: Any = peft.PeftModel.from_pretrained(base, str(folder))
     ids = torch.tensor([adapted.prompt_ids(ASKED)])
     with torch.inference_mode():
         wanted = reference.eval()(input_ids=ids).logits[0, -1].numpy()

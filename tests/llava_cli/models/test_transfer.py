@@ -258,6 +258,17 @@ def test_a_full_disk_is_found_before_the_first_byte(
     assert server.sent() == [] and "HF_HOME" in caught.value.hint
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_fills_up_on_the_way_is_explained(server: Hub) -> None:
+    blobs = cache.repo_folder("org/name") / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{hashlib.sha256(BIG).hexdigest()}.incomplete"
+    part.symlink_to("/dev/full")
+    with pytest.raises(ModelNotFound, match="disk is full") as caught:
+        pulled()
+    assert "llava rm" in caught.value.hint
+
+
 def test_a_damaged_file_in_the_cache_is_fetched_again(server: Hub) -> None:
     found = pulled()
     blob = found.path.resolve()
