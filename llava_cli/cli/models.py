@@ -47,6 +47,8 @@ class ModelChoice:
 
 def load(choice: ModelChoice, common: Common) -> Engine:
     """Find the model's files and load them."""
+    if choice.engine == "server":
+        return connect(choice)
     from llava_cli import engines, models
     from llava_cli.terminal.streams import note, status
 
@@ -71,6 +73,15 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     if common.verbose:
         note(f"{files.reference}: {engine.name} on {engine.device}, prompt {engine.prompt_format}")
     return engine
+
+
+def connect(choice: ModelChoice) -> Engine:
+    """The server that LLAVA_SERVER names, or the one at its usual place."""
+    from llava_cli.engines.server import DEFAULT_URL, ServerEngine
+
+    url = str(resolve("server").value or DEFAULT_URL)
+    key = os.environ.get("LLAVA_API_KEY", "").strip() or None
+    return ServerEngine(url, model=choice.model, api_key=key)
 
 
 def hub_is_offline() -> bool:

@@ -174,7 +174,7 @@ model_options = _all(
         help="Hub id, folder or .gguf file; without it the bundled model answers.",
     ),
     click.option("--mmproj", metavar="FILE", help="The projector of a .gguf model."),
-    click.option("--engine", metavar="auto|gguf|torch", help="What computes the answer."),
+    click.option("--engine", metavar="auto|gguf|torch|server", help="What computes the answer."),
     click.option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where it is computed."),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),

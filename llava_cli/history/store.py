@@ -46,7 +46,8 @@ CREATE TABLE pictures (
     PRIMARY KEY (exchange, place)
 ) WITHOUT ROWID;
 CREATE VIRTUAL TABLE words USING fts5 (
-    prompt, answer, content='exchanges', content_rowid='id', tokenize='unicode61 remove_diacritics 2'
+    prompt, answer, content='exchanges', content_rowid='id',
+    tokenize='unicode61 remove_diacritics 2'
 );
 CREATE TRIGGER exchange_in AFTER INSERT ON exchanges BEGIN
     INSERT INTO words (rowid, prompt, answer) VALUES (new.id, new.prompt, new.answer);
@@ -237,9 +238,7 @@ class History:
         return Exchange(
             **{key: row[key] for key in row.keys() if key != "details"},  # noqa: SIM118
             details=json.loads(row["details"]),
-            pictures=tuple(
-                Picture(p["sha256"], _path(p["path"]), p["source"]) for p in pictures
-            ),
+            pictures=tuple(Picture(p["sha256"], _path(p["path"]), p["source"]) for p in pictures),
         )
 
     @contextlib.contextmanager

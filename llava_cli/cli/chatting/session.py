@@ -65,8 +65,9 @@ class Chat:
         from llava_cli import models as files
 
         wanted = replace(self.choice, model=reference, mmproj=None)
-        offline = self.common.offline or models.hub_is_offline()
-        files.resolve(wanted.model, mmproj=None, engine=wanted.engine, offline=offline)
+        if wanted.engine != "server":
+            offline = self.common.offline or models.hub_is_offline()
+            files.resolve(wanted.model, mmproj=None, engine=wanted.engine, offline=offline)
         self.close()  # two models may not fit side by side
         old, self.choice = self.choice, wanted
         try:

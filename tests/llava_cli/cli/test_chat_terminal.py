@@ -28,27 +28,31 @@ def chat(*arguments: str, script: list[str | float], **more: str) -> Terminal:
 
 def test_a_conversation_with_keys(picture: Path) -> None:
     with chat("--markdown", "never", script=["you said something"]) as terminal:
-        terminal.expect("> ")
+        terminal.expect(">")
         terminal.send("hello\r")
         terminal.expect("you said something")
-        terminal.expect("> ")
+        terminal.expect(">")
         terminal.send(UP)  # history
         terminal.expect("hello")
         terminal.send(CTRL_C)  # empties the line
-        terminal.send("/ima" + TAB)  # completion of a command
-        terminal.expect("/image")
-        terminal.send(CTRL_C)
-        terminal.send(f"/image {picture.parent}/pho" + TAB)  # and of a picture's path
-        terminal.expect("photo.jpg")
+        terminal.send(f"/image {picture.parent}/pho")
+        terminal.expect("/pho")
+        terminal.send(TAB)  # completion of a picture's path
+        terminal.expect("to.jpg")
         terminal.send("\r")
         terminal.expect("staged ")
-        terminal.expect("[1] > ")
+        terminal.expect("[1] >")
         terminal.send("first line" + ALT_ENTER + "second line\r")
         terminal.expect("you said something")
         terminal.send(PASTE.format("pasted\nlines"))
         terminal.send("\r")
         terminal.expect("you said something")
-        terminal.send("/export " + str(picture.with_name("talk.md")) + "\r")
+        terminal.expect(">")
+        terminal.send("/exp")
+        terminal.expect("/exp")
+        terminal.send(TAB)  # and of a command
+        terminal.expect("ort")
+        terminal.send(" " + str(picture.with_name("talk.md")) + "\r")
         terminal.expect("exported")
         terminal.send(CTRL_D)
         assert terminal.end() == 0
@@ -59,12 +63,12 @@ def test_a_conversation_with_keys(picture: Path) -> None:
 
 def test_ctrl_c_stops_the_answer_only() -> None:
     with chat("--markdown", "never", script=["so far", *[0.05, "."] * 400, "never"]) as terminal:
-        terminal.expect("> ")
+        terminal.expect(">")
         terminal.send("tell me\r")
         terminal.expect("so far")
         terminal.interrupt()
         terminal.expect("stopped")
-        terminal.expect("> ")
+        terminal.expect(">")
         terminal.send("/stats\r")
         terminal.expect("tokens/s")
         terminal.send(CTRL_C)
@@ -77,7 +81,7 @@ def test_ctrl_c_stops_the_answer_only() -> None:
 
 def test_an_error_does_not_end_it() -> None:
     with chat(script=["fine"]) as terminal:
-        terminal.expect("> ")
+        terminal.expect(">")
         terminal.send("/image missing.jpg\r")
         terminal.expect("hint:")
         terminal.send("/nonsense\r")
@@ -90,7 +94,7 @@ def test_an_error_does_not_end_it() -> None:
 
 def test_edit_opens_the_last_question_in_the_editor() -> None:
     with chat("--markdown", "never", script=["answer"]) as terminal:
-        terminal.expect("> ")
+        terminal.expect(">")
         terminal.send("what is that\r")
         terminal.expect("answer")
         terminal.send("/edit\r")
@@ -104,7 +108,7 @@ def test_edit_opens_the_last_question_in_the_editor() -> None:
 @pytest.mark.parametrize("plain", [{"NO_COLOR": "1"}, {"TERM_WANTED": "dumb"}])
 def test_no_escape_byte_where_none_is_wanted(plain: dict[str, str]) -> None:
     with chat("-q", script=["\x1b[2Jfine"], **plain) as terminal:
-        terminal.expect("> ")
+        terminal.expect(">")
         terminal.send("hi\n")
         terminal.expect("fine")
         terminal.send(CTRL_D)
