@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -23,6 +26,8 @@ class Terminal:
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
         self._master, slave = pty.openpty()
+        # Wide, so that no line that a test waits for is wrapped.
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 400, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             env={**environment, "TERM": environment.get("TERM_WANTED", "xterm-256color")},
