@@ -49,6 +49,9 @@ EXAMPLES = (
     help="What transparent pixels are laid on.",
 )
 @click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the last conversation.")
+@click.option(
+    "--keep-alive", metavar="TIME", help="Keep the model loaded for so long: 5m, 1h; 0 ends."
+)
 @click.option("--no-log", is_flag=True, help="Keep this out of the history.")
 @click.option("--stats", is_flag=True, help="Counts and seconds on stderr.")
 @click.option(
@@ -71,7 +74,7 @@ def ask(
     An argument that names a picture is one; the one that is left is the question (- reads it from
     standard input). Without a picture the model is asked in words alone.
     """
-    from llava_cli.cli import models, question
+    from llava_cli.cli import keeping, models, question
 
     sampling = sampling_from(options)
     models.ModelChoice.from_options(options)  # wrong options are said first
@@ -85,7 +88,7 @@ def ask(
     pictures = _checked(asked.images, keep=not options["each"])
     groups = [(picture,) for picture in pictures] if options["each"] else [pictures]
     conversations = [_conversation(before, asked.prompt, group, options) for group in groups]
-    with closing(models.load(choice, common())) as engine:
+    with closing(keeping.load(choice, common(), sampling, options["keep_alive"])) as engine:
         if options["each"]:
             _print_each(engine, conversations, sampling, options)
         else:

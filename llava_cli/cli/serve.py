@@ -46,6 +46,12 @@ SHUTDOWN_S = 20
     metavar="MIB",
     help="Largest request.",
 )
+@click.option(
+    "--idle-exit",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="End after so long without a request.",
+)
 @sampling_options
 @model_options
 def serve(host: str, port: int, **options: Any) -> None:
@@ -152,7 +158,23 @@ def _run(
     _announce(host, listening.getsockname()[1], settings.model)
     # uvicorn stops gracefully on either signal, then raises it again: SIGTERM is a normal end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    if options["idle_exit"] is not None:
+        _end_when_idle(server, worker, options["idle_exit"])
+    server.run(sockets=[listening])
+
+
+def _end_when_idle(server: Any, worker: Worker, idle_s: int) -> None:
+    """Watch in a thread; the server ends as it does after a signal."""
+    import threading
+    import time
+
+    def watch() -> None:
+        while worker.idle_s < idle_s:
+            time.sleep(min(1.0, idle_s / 4))
+        server.should_exit = True
+
+    threading.Thread(target=watch, daemon=True, name="idle").start()
 
 
 def _announce(host: str, port: int, model: str) -> None:
