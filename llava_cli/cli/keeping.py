@@ -52,6 +52,10 @@ def load(
     if found is None and wanted:
         _start(choice, common, wanted, state)
         found = _connect(state)
+        if found is None:
+            raise LlavaError(
+                "--keep-alive: the server was started, but does not answer", "try: llava serve"
+            )
     return found or models.load(choice, common)
 
 

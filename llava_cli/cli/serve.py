@@ -112,6 +112,7 @@ def _listen(host: str, port: int) -> Any:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(128)  # who connects before the model is loaded waits, and is not refused
     except OSError as error:
         found.close()
         reason = error.strerror or str(error)
