@@ -29,7 +29,7 @@ from llava_cli.models.files import ModelFiles
 DEFAULT_URL = "http://127.0.0.1:8080"
 TOGETHER = 8
 """Requests at a time for `generate_batch`: the server answers them together."""
-_CONNECT_S, _SILENCE_S = 10.0, 600.0
+_CONNECT_S, _SILENCE_S = 30.0, 600.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
