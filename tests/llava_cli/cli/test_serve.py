@@ -47,21 +47,25 @@ def test_a_signal_lets_running_answers_end(number: signal.Signals, code: int) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdout is not None
-    url = json.loads(process.stdout.readline())["url"]
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=100)
-    messages = [{"role": "user", "content": "hi"}]
-    body = json.dumps({"model": "llava-demo", "messages": messages, "stream": True})
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer key"}
-    connection.request("POST", "/v1/chat/completions", body, headers)
-    response = connection.getresponse()
-    assert response.status == 200
-    first = response.read1(10_000)
-    process.send_signal(number)
-    rest = response.read()
-    connection.close()
-    assert b" and ended" in first + rest
-    assert rest.endswith(b"data: [DONE]\n\n")
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == code
-    assert b"Traceback" not in err
+    try:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=100)
+        messages = [{"role": "user", "content": "hi"}]
+        body = json.dumps({"model": "llava-demo", "messages": messages, "stream": True})
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer key"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        response = connection.getresponse()
+        assert response.status == 200
+        first = response.read1(10_000)
+        process.send_signal(number)
+        rest = response.read()
+        connection.close()
+        assert b" and ended" in first + rest
+        assert rest.endswith(b"data: [DONE]\n\n")
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == code
+        assert b"Traceback" not in err
+    finally:
+        process.kill()
+        process.communicate()
