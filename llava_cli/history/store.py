@@ -109,11 +109,11 @@ class History:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600, exist_ok=True)  # what a person asked is theirs
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA foreign_keys=ON")
             self._prepare()
-            path.chmod(0o600)  # what a person asked is theirs
         except (sqlite3.Error, OSError) as error:
             raise _unusable(path, error) from error
 
