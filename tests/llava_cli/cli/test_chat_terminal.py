@@ -54,6 +54,7 @@ def test_a_conversation_with_keys(picture: Path) -> None:
         terminal.expect("ort")
         terminal.send(" " + str(picture.with_name("talk.md")) + "\r")
         terminal.expect("exported")
+        terminal.expect(">")  # a key that comes before the editor would be the terminal's own
         terminal.send(CTRL_D)
         assert terminal.end() == 0
     text = picture.with_name("talk.md").read_text()
@@ -73,6 +74,7 @@ def test_ctrl_c_stops_the_answer_only() -> None:
         terminal.expect("tokens/s")
         terminal.send(CTRL_C)
         terminal.expect("Ctrl-D leaves")
+        terminal.expect(">")  # a key that comes before the editor would be the terminal's own
         terminal.send(CTRL_D)
         assert terminal.end() == 0
     assert "never" not in terminal.received
@@ -101,6 +103,7 @@ def test_edit_opens_the_last_question_in_the_editor() -> None:
         terminal.expect("what is that")
         terminal.send(" thing?\r")
         terminal.expect("answer")
+        terminal.expect(">")  # a key that comes before the editor would be the terminal's own
         terminal.send(CTRL_D)
         assert terminal.end() == 0
 
@@ -111,6 +114,7 @@ def test_no_escape_byte_where_none_is_wanted(plain: dict[str, str]) -> None:
         terminal.expect(">")
         terminal.send("hi\n")
         terminal.expect("fine")
+        terminal.expect(">")  # a key that comes before the editor would be the terminal's own
         terminal.send(CTRL_D)
         assert terminal.end() == 0
     assert "\x1b" not in terminal.received
