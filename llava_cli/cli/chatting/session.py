@@ -46,6 +46,8 @@ class Chat:
         self.staged: list[Image] = []
         self.thread: int | None = None
         self.last: answering.Answer | None = None
+        self.interactive = True
+        """Ctrl-C ends an answer; where nobody types, it ends everything."""
         self._background = background
         self._markdown = markdown
         self._log = log
@@ -170,6 +172,8 @@ class Chat:
                     close()
                 if out is not None:
                     out.close()
+        if stopped and not self.interactive:
+            raise KeyboardInterrupt
         if stopped:
             note("stopped")
             collector.add(Token("", finish_reason="length", stats=Stats()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,3 +120,22 @@ def test_no_escape_byte_where_none_is_wanted(plain: dict[str, str]) -> None:
         terminal.send(CTRL_D)
         assert terminal.end() == 0
     assert "\x1b" not in terminal.received
+
+
+def test_ctrl_c_on_a_pipe_ends_it_with_130() -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE), "chat", "-q"],
+        env=process_environment(["so far", *[0.05, "."] * 400]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"one\ntwo\n")
+    process.stdin.flush()
+    assert process.stdout.read(6) == b"so far"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
