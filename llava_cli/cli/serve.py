@@ -137,15 +137,17 @@ def _run(
     from llava_cli.serving.requests import Limits
 
     engine = worker.start()
-    fetch = None
-    if options["allow_urls"] and not common().offline:
-        fetch = lambda url: web.fetch(url, MAX_BYTES, public_only=True)  # noqa: E731
+
+    def fetch(url: str) -> bytes:
+        return web.fetch(url, MAX_BYTES, public_only=True)
+
+    allowed = options["allow_urls"] and not common().offline
     settings = Settings(
         model=engine.files.reference,
         sampling=options["sampling"],
         api_key=key,
         max_body=options["max_body"] * 1024 * 1024,
-        limits=Limits(fetch=fetch),
+        limits=Limits(fetch=fetch if allowed else None),
         hosts=("localhost", "127.0.0.1", "[::1]") if key is None else ("*",),
     )
     config = uvicorn.Config(
