@@ -42,7 +42,7 @@ def load(
 ) -> Engine:
     """The engine that stayed behind for this choice, a new one that will, or a plain one."""
     wanted = None if keep_alive is None else seconds(keep_alive)
-    probabilities = sampling.top_logprobs or getattr(sampling, "choices", ())
+    probabilities = sampling.top_logprobs > 0 or bool(getattr(sampling, "choices", None))
     if choice.engine == "server" or probabilities:  # a server gives no probabilities
         return models.load(choice, common)
     state = _state(choice)

@@ -83,7 +83,8 @@ class ServerEngine:
             **_sampling(sampling),
         }
         first: float | None = None
-        reason, usage = "", {}
+        reason = ""
+        usage: dict[str, Any] = {}
         with self._open("/v1/chat/completions", body, _SILENCE_S) as response:
             for event in _events(response, self.url):
                 usage = event.get("usage") or usage
@@ -211,7 +212,7 @@ def _data_url(image: Image) -> str:
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:
     """The request's fields; what the protocol has no field for is refused."""
-    if sampling.top_logprobs or getattr(sampling, "choices", ()):
+    if sampling.top_logprobs > 0 or bool(getattr(sampling, "choices", None)):
         raise UsageError("a server gives no probabilities", "use --engine gguf or torch")
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
