@@ -1,4 +1,4 @@
-"""Captions in a file beside each picture: .txt and .caption for trainers, .xmp for photo programs."""
+"""Captions in a file beside each picture: .txt, .caption for trainers, .xmp for photo programs."""
 
 from __future__ import annotations
 

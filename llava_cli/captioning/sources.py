@@ -159,13 +159,12 @@ class Sources:
 
     def _clashes(self, files: list[str], below: Path) -> dict[str, str]:
         """For each picture whose stem another one has too: the other's name."""
-        rivals = [name for name in files if Path(name).suffix.lower() not in _UNREADABLE]
-        stems = Counter(os.path.splitext(name)[0] for name in rivals)
+        stems = Counter(stem for name in files if (stem := _claimed_stem(name)))
         if all(count == 1 for count in stems.values()):
             return {}
         sharing: dict[str, list[str]] = {}
-        for name in rivals:
-            stem = os.path.splitext(name)[0]
+        for name in files:
+            stem = _claimed_stem(name)
             if stems[stem] > 1 and self._passes((below / name).as_posix()):
                 sharing.setdefault(stem, []).append(name)
         return {
@@ -188,6 +187,12 @@ class Sources:
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     base = name.rsplit("/", 1)[-1]
     return any(fnmatchcase(name, p) or fnmatchcase(base, p) for p in patterns)
+
+
+def _claimed_stem(name: str) -> str:
+    """What a picture's sidecar is named after; empty for a raw file, which claims none."""
+    stem, suffix = os.path.splitext(name)
+    return "" if suffix.lower() in _UNREADABLE else stem
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -96,7 +96,8 @@ class Table:
             return
         target = self.path.parent / item.relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
+        # Always the same name: what a kill leaves is written over by the next run.
+        with replacing(target, target.with_name(".llava-caption.tmp")) as file:
             shutil.copyfileobj(io.BytesIO(data), file)
 
     def read(self) -> Iterator[Entry]:
@@ -116,6 +117,8 @@ class Table:
         if self.format == "csv":
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 for row in csv.DictReader(file, strict=True):
+                    if None in row:
+                        raise ValueError("a row is longer than the header")
                     yield Entry(row[picture], row[caption], json.dumps(row))
             return
         if self.format in ("jsonl", "imagefolder"):

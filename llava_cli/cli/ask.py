@@ -71,6 +71,9 @@ EXAMPLES = (
 )
 @click.option("--estimate", is_flag=True, help="Tell tokens and memory; do not answer.")
 @click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the last conversation.")
+@click.option(
+    "--keep-alive", metavar="TIME", help="Keep the model loaded for so long: 5m, 1h; 0 ends."
+)
 @click.option("--no-log", is_flag=True, help="Keep this out of the history.")
 @click.option("--stats", is_flag=True, help="Counts and seconds on stderr.")
 @click.option(
@@ -93,7 +96,7 @@ def ask(
     An argument that names a picture is one; the one that is left is the question (- reads it from
     standard input). Without a picture the model is asked in words alone.
     """
-    from llava_cli.cli import constraint, estimate, models, question
+    from llava_cli.cli import constraint, estimate, keeping, models, question
 
     sampling = constraint.constrained(sampling_from(options), options)
     models.ModelChoice.from_options(options)  # wrong options are said first
@@ -110,7 +113,7 @@ def ask(
     if options["estimate"]:
         estimate.show(choice, conversations, sampling)
         return
-    with closing(models.load(choice, common())) as engine:
+    with closing(keeping.load(choice, common(), sampling, options["keep_alive"])) as engine:
         if options["each"]:
             _print_each(engine, conversations, sampling, options)
         else:

@@ -88,12 +88,13 @@ class Session:
         if resumed:
             self._say("going on with a run that was stopped")
         run = Run(self._job, self._keeper, self._load)
-        self._count_in_background()
         self._progress.start()
         ended = stopped = False
         try:
             for outcome in run.outcomes():
                 self._count(outcome)
+                if self._progress.seen == 0:  # the first caption need not wait for it
+                    self._count_in_background()
                 self._progress.step(worked=outcome.kind != "skipped", name=outcome.item.shown)
                 if outcome.kind == "failed" and stop_at_failure:
                     stopped = True
@@ -132,7 +133,7 @@ class Session:
             self._failures.append({"path": outcome.item.shown, "error": outcome.error})
 
     def _count_in_background(self) -> None:
-        """How many there are, for the time that is left; the first ones need not wait for it."""
+        """How many there are, for the time that is left."""
         if self._common.quiet or self._common.json or not self._job.sources.countable:
             return
 

@@ -74,6 +74,7 @@ def chat(images: tuple[str, ...], **options: Any) -> None:
         session.stage(text)
     typed = remembering.home() / "chat-lines" if remembering.is_on(options["no_log"]) else None
     lines = lines_of(typed, COMMANDS, lambda: f"[{len(session.staged)}] " * bool(session.staged))
+    session.interactive = lines.interactive
     with closing(session):
         _ = session.engine  # loaded before the first question, not after it
         _converse(Slashes(session), lines)

@@ -91,6 +91,8 @@ def find(choice: ModelChoice, common: Common) -> ModelFiles:
 
 def load(choice: ModelChoice, common: Common) -> Engine:
     """Find the model's files and load them."""
+    if choice.engine == "server":
+        return connect(choice)
     from llava_cli import engines
     from llava_cli.terminal.streams import note, status
 
@@ -174,6 +176,15 @@ def disk_cache(choice: ModelChoice, common: Common) -> DiskCache | None:
 def cache_folder() -> Path:
     """The folder of the disk cache."""
     return Path(str(resolve("home").value)).expanduser() / "cache"
+
+
+def connect(choice: ModelChoice) -> Engine:
+    """The server that LLAVA_SERVER names, or the one at its usual place."""
+    from llava_cli.engines.server import DEFAULT_URL, ServerEngine
+
+    url = str(resolve("server").value or DEFAULT_URL)
+    key = os.environ.get("LLAVA_API_KEY", "").strip() or None
+    return ServerEngine(url, model=choice.model, api_key=key)
 
 
 def hub_is_offline() -> bool:

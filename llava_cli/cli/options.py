@@ -189,7 +189,7 @@ model_options = _all(
     click.option("--mmproj", metavar="FILE", help="The projector of a .gguf model."),
     click.option(
         "--engine",
-        metavar="auto|gguf|torch",
+        metavar="auto|gguf|torch|server",
         help="What computes the answer.",
         shell_complete=completed_by("metavar_words"),
     ),

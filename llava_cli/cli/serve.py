@@ -46,6 +46,12 @@ SHUTDOWN_S = 20
     metavar="MIB",
     help="Largest request.",
 )
+@click.option(
+    "--idle-exit",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="End after so long without a request.",
+)
 @sampling_options
 @model_options
 def serve(host: str, port: int, **options: Any) -> None:
@@ -106,6 +112,7 @@ def _listen(host: str, port: int) -> Any:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(128)  # who connects before the model is loaded waits, and is not refused
     except OSError as error:
         found.close()
         reason = error.strerror or str(error)
@@ -130,15 +137,17 @@ def _run(
     from llava_cli.serving.requests import Limits
 
     engine = worker.start()
-    fetch = None
-    if options["allow_urls"] and not common().offline:
-        fetch = lambda url: web.fetch(url, MAX_BYTES, public_only=True)  # noqa: E731
+
+    def fetch(url: str) -> bytes:
+        return web.fetch(url, MAX_BYTES, public_only=True)
+
+    allowed = options["allow_urls"] and not common().offline
     settings = Settings(
         model=engine.files.reference,
         sampling=options["sampling"],
         api_key=key,
         max_body=options["max_body"] * 1024 * 1024,
-        limits=Limits(fetch=fetch),
+        limits=Limits(fetch=fetch if allowed else None),
         hosts=("localhost", "127.0.0.1", "[::1]") if key is None else ("*",),
     )
     config = uvicorn.Config(
@@ -152,7 +161,23 @@ def _run(
     _announce(host, listening.getsockname()[1], settings.model)
     # uvicorn stops gracefully on either signal, then raises it again: SIGTERM is a normal end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    if options["idle_exit"] is not None:
+        _end_when_idle(server, worker, options["idle_exit"])
+    server.run(sockets=[listening])
+
+
+def _end_when_idle(server: Any, worker: Worker, idle_s: int) -> None:
+    """Watch in a thread; the server ends as it does after a signal."""
+    import threading
+    import time
+
+    def watch() -> None:
+        while worker.idle_s < idle_s:
+            time.sleep(min(1.0, idle_s / 4))
+        server.should_exit = True
+
+    threading.Thread(target=watch, daemon=True, name="idle").start()
 
 
 def _announce(host: str, port: int, model: str) -> None:

@@ -47,7 +47,7 @@ def _text(value: str) -> str | None:
 
 
 def _engine(value: str) -> str | None:
-    return value if value in ("auto", "gguf", "torch") else None
+    return value if value in ("auto", "gguf", "torch", "server") else None
 
 
 def _device(value: str) -> str | None:
@@ -80,11 +80,12 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("model", "LLAVA_MODEL", "an alias, a Hub id, a folder or a .gguf file", _text),
-        Setting("engine", "LLAVA_ENGINE", "auto, gguf or torch", _engine, "auto"),
+        Setting("engine", "LLAVA_ENGINE", "auto, gguf, torch or server", _engine, "auto"),
         Setting("device", "LLAVA_DEVICE", "auto, cpu, cuda, cuda:N or mps", _device, "auto"),
         Setting("threads", "LLAVA_THREADS", "a number of 1 to 1024", _threads),
         Setting("home", "LLAVA_HOME", "a folder", _text),
         Setting("cache_size", "LLAVA_CACHE_SIZE", "a size like 4GiB, or 0", _size, "4GiB"),
+        Setting("server", "LLAVA_SERVER", "the address of a llava serve", _text),
         Setting("no_log", "LLAVA_NO_LOG", "true or false", _switch, 0),
     )
 }

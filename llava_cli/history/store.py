@@ -46,7 +46,8 @@ CREATE TABLE pictures (
     PRIMARY KEY (exchange, place)
 ) WITHOUT ROWID;
 CREATE VIRTUAL TABLE words USING fts5 (
-    prompt, answer, content='exchanges', content_rowid='id', tokenize='unicode61 remove_diacritics 2'
+    prompt, answer, content='exchanges', content_rowid='id',
+    tokenize='unicode61 remove_diacritics 2'
 );
 CREATE TRIGGER exchange_in AFTER INSERT ON exchanges BEGIN
     INSERT INTO words (rowid, prompt, answer) VALUES (new.id, new.prompt, new.answer);
@@ -108,11 +109,11 @@ class History:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600, exist_ok=True)  # what a person asked is theirs
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA foreign_keys=ON")
             self._prepare()
-            path.chmod(0o600)  # what a person asked is theirs
         except (sqlite3.Error, OSError) as error:
             raise _unusable(path, error) from error
 
@@ -237,9 +238,7 @@ class History:
         return Exchange(
             **{key: row[key] for key in row.keys() if key != "details"},  # noqa: SIM118
             details=json.loads(row["details"]),
-            pictures=tuple(
-                Picture(p["sha256"], _path(p["path"]), p["source"]) for p in pictures
-            ),
+            pictures=tuple(Picture(p["sha256"], _path(p["path"]), p["source"]) for p in pictures),
         )
 
     @contextlib.contextmanager

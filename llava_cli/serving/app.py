@@ -24,8 +24,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.responses import StreamingResponse
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 
 from llava_cli.engines.base import Sampling, Token
@@ -216,8 +221,14 @@ class _Server:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
         text = []
+        looked = time.monotonic()
         while True:
             token = await self._next(job, request)
+            if time.monotonic() - looked > LOOK_S:  # tokens come quicker than `_next` would look
+                looked = time.monotonic()
+                if await request.is_disconnected():
+                    self._worker.cancel(job)
+                    raise ClientDisconnect
             text.append(token.text)
             if token.finish_reason is not None and token.stats is not None:
                 self._count(token)

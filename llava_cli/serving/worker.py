@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Worker:
         self._failure: BaseException | None = None
         self.active = 0
         """Requests that are being answered."""
+        self._rested = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> Engine:
@@ -74,6 +76,13 @@ class Worker:
     def waiting(self) -> int:
         """Requests whose turn has not come."""
         return len(self._waiting)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request was answered; 0 while there is work."""
+        if self._waiting or self.active:
+            return 0.0
+        return time.monotonic() - self._rested
 
     @property
     def alive(self) -> bool:
@@ -157,6 +166,7 @@ class Worker:
             if close is not None:
                 close()
             self.active = 0
+            self._rested = time.monotonic()
         for job in jobs:
             if not job.finished and not job.cancelled and (self._stopping or job.begun):
                 job.give(LlavaError("the answer was cut short: the server is stopping"))

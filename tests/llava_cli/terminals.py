@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from types import TracebackType
 
-PATIENCE_S = 120.0
+PATIENCE_S = 200.0
 """A machine may be busy; a program that hangs is still found."""
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>])")
 
 
 class Terminal:
@@ -21,6 +26,8 @@ class Terminal:
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
         self._master, slave = pty.openpty()
+        # Wide, so that no line that a test waits for is wrapped.
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 400, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             env={**environment, "TERM": environment.get("TERM_WANTED", "xterm-256color")},
@@ -56,13 +63,21 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def expect(self, text: str) -> str:
-        """Wait until the text is shown, behind what was expected before; all up to it."""
+        """Wait until the text is written, behind what was expected before; all up to it.
+
+        A line editor writes only what changes and moves over blanks: expect no blanks at ends.
+        """
         deadline = time.monotonic() + PATIENCE_S
-        while (found := self.received.find(text, self._seen)) < 0:
+        while (found := self.plain.find(text, self._seen)) < 0:
             if not self._read(deadline):
                 raise AssertionError(f"{text!r} was not shown; shown: {self.received!r}")
         start, self._seen = self._seen, found + len(text)
-        return self.received[start:found]
+        return self.plain[start:found]
+
+    @property
+    def plain(self) -> str:
+        """What was written, without escape sequences."""
+        return _ESCAPES.sub("", self.received)
 
     def end(self) -> int:
         """Wait until the program has ended; its exit code."""

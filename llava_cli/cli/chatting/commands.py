@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -119,7 +120,8 @@ class Slashes:
             meant = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise UsageError(f"there is no setting {name}", meant)
         value = _sampling_value(name, text.strip())
-        self.chat.sampling = replace(self.chat.sampling, **{name: value})
+        changes: dict[str, Any] = {name: value}
+        self.chat.sampling = replace(self.chat.sampling, **changes)
         _say(f"{name} = {value}")
 
     def system(self, rest: str) -> None:
@@ -232,7 +234,7 @@ def _paths(rest: str) -> list[str]:
     return [str(Path(p).expanduser()) if p.startswith("~") else p for p in found] or [rest]
 
 
-def _sampling_value(name: str, text: str) -> object:
+def _sampling_value(name: str, text: str) -> Any:
     """A value as the command line's option of that name would take it."""
     if name == "stop":
         return (text,) if text else ()

@@ -136,7 +136,9 @@ def completer(commands: tuple[str, ...]) -> Completer:
     files = PathCompleter(expanduser=True)
 
     class ChatCompleter(Completer):
-        def get_completions(self, document: Document, complete_event: object) -> Iterable[Completion]:
+        def get_completions(
+            self, document: Document, complete_event: object
+        ) -> Iterable[Completion]:
             text = document.text_before_cursor
             if not text.startswith("/"):
                 return

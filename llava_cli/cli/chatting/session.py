@@ -46,6 +46,8 @@ class Chat:
         self.staged: list[Image] = []
         self.thread: int | None = None
         self.last: answering.Answer | None = None
+        self.interactive = True
+        """Ctrl-C ends an answer; where nobody types, it ends everything."""
         self._background = background
         self._markdown = markdown
         self._log = log
@@ -65,8 +67,9 @@ class Chat:
         from llava_cli import models as files
 
         wanted = replace(self.choice, model=reference, mmproj=None)
-        offline = self.common.offline or models.hub_is_offline()
-        files.resolve(wanted.model, mmproj=None, engine=wanted.engine, offline=offline)
+        if wanted.engine != "server":
+            offline = self.common.offline or models.hub_is_offline()
+            files.resolve(wanted.model, mmproj=None, engine=wanted.engine, offline=offline)
         self.close()  # two models may not fit side by side
         old, self.choice = self.choice, wanted
         try:
@@ -169,6 +172,8 @@ class Chat:
                     close()
                 if out is not None:
                     out.close()
+        if stopped and not self.interactive:
+            raise KeyboardInterrupt
         if stopped:
             note("stopped")
             collector.add(Token("", finish_reason="length", stats=Stats()))

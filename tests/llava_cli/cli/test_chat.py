@@ -17,7 +17,9 @@ PROMISED = (
 )
 
 
-def chat(llava: InProcess, *lines: str, script: tuple[str, ...] = ("ok",), more: object = ()) -> Ran:
+def chat(
+    llava: InProcess, *lines: str, script: tuple[str, ...] = ("ok",), more: object = ()
+) -> Ran:
     assert isinstance(more, tuple)
     text = "".join(f"{line}\n" for line in lines)
     return llava("chat", *more, script=script, stdin=text.encode())
@@ -68,7 +70,9 @@ def test_a_line_that_is_only_a_picture_stages_it(llava: InProcess, picture: Path
 
 
 def test_drop(llava: InProcess, picture: Path) -> None:
-    ran = chat(llava, "/drop 1", "hi", f"/image {picture} {picture}", "/drop", "ho", more=(picture,))
+    ran = chat(
+        llava, "/drop 1", "hi", f"/image {picture} {picture}", "/drop", "ho", more=(picture,)
+    )
     assert ran.code == 0
     assert llava.engine is not None
     assert llava.engine.asked[-1][0].images == ()
@@ -187,9 +191,7 @@ def test_a_picture_without_a_file_is_saved_with_the_conversation(
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "no json", '{"llava_conversation": 9}'])
-def test_what_is_no_conversation_is_not_loaded(
-    llava: InProcess, tmp_path: Path, text: str
-) -> None:
+def test_what_is_no_conversation_is_not_loaded(llava: InProcess, tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     assert chat(llava, f"/load {tmp_path}/x.json").code == 1
 

@@ -93,7 +93,12 @@ def test_a_json_schema_reaches_the_engine(start: Start) -> None:
 
 def test_without_the_key_nothing_is_answered(start: Start) -> None:
     server = start(api_key="s3cret")
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}, {"Authorization": "Bearer s3crets"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic s3cret"},
+        {"Authorization": "Bearer s3crets"},
+    ):
         for method, path in (
             *(("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/v1/models/llava-demo")),
             ("POST", "/v1/chat/completions"),
@@ -200,10 +205,11 @@ def test_urls_are_fetched_only_with_the_flag(start: Start) -> None:
 def test_many_at_once_all_are_answered(start: Start) -> None:
     server = start(script=(0.01, "yes"))
     found: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(server.ask(temperature=n % 3 / 2)[0]))
-        for n in range(32)
-    ]
+
+    def ask(temperature: float) -> None:
+        found.append(server.ask(temperature=temperature)[0])
+
+    threads = [threading.Thread(target=ask, args=(n % 3 / 2,)) for n in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:
