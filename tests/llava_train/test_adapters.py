@@ -55,6 +55,8 @@ def test_only_low_rank_weights_and_the_connector_train(align: Path, kind: str) -
     assert len(names) == per_layer * len(linears(plain)) == per_layer * 14
     assert all(".lora_" in name for name in names)
     assert len(parts.parameters("connector")) == 4 and not parts.parameters("vision_tower")
+    both = assemble(replace(LORA, adapter=kind, train_vision_tower=True), from_run=align)
+    assert both.parameters("vision_tower") and both.parameters("language_model")
 
 
 def test_a_fresh_adapter_changes_nothing_and_merges_away(align: Path) -> None:

@@ -199,18 +199,21 @@ def freeze(parts: Parts, recipe: Recipe) -> None:
     """`requires_grad` and precision of every module by the recipe's map."""
     dtype = getattr(torch, recipe.frozen_dtype)
     parts.model.requires_grad_(False)
+    whole: list[nn.Module] = []
     for name in MODULES:
         modules = [parts.module(name)]
         if name == "language_model":
             modules.append(parts.model.lm_head)
-        whole = recipe.trains(name) and (name != "language_model" or recipe.adapter == "none")
+        trained = recipe.trains(name) and (name != "language_model" or recipe.adapter == "none")
         for part in modules:
             for parameter in part.parameters():  # buffers (rotary angles) stay in float32
-                parameter.data = parameter.data.to(torch.float32 if whole else dtype)
-            if whole and name != "connector":
-                part.requires_grad_(True)
+                parameter.data = parameter.data.to(torch.float32 if trained else dtype)
+        if trained and name != "connector":
+            whole += modules
     if recipe.adapter != "none":
-        adapters.attach(parts.model, recipe)
+        adapters.attach(parts.model, recipe)  # freezes everything else
+    for part in whole:
+        part.requires_grad_(True)
     if recipe.trains("connector"):
         for parameter in connectors.trainable(parts.module("connector"), recipe.connector):
             parameter.requires_grad_(True)
