@@ -210,7 +210,10 @@ def cases(shape: Shape, steps: int, precision: str) -> Iterator[tuple[str, Recip
     )  # fmt: skip
     yield "stage 1", stage1
     yield "stage 1, feature cache", replace(stage1, feature_cache=True)
-    yield "stage 2", replace(stage1, stage="stage2", train_language_model=True)
+    whole = replace(stage1, stage="stage2", train_language_model=True)
+    if shape is SHAPES["7b"]:  # 108 GB of weights, gradients and moments leave little room
+        whole = replace(whole, micro_batch=2, gradient_checkpointing=True)
+    yield "stage 2", whole
 
 
 def measure(size: str, steps: int, precision: str, alone: bool) -> Iterator[str]:
