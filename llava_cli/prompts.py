@@ -76,6 +76,8 @@ class PromptFormat:
     image_close: str = ""
     image_gap: str = "\n"
     """Between a picture at the front of a turn and what follows it."""
+    images_first: bool = True
+    """A picture behind its question is written in front of it."""
     reads_question: bool = True
     """False: only the pictures of a user turn are written (`plain`)."""
     specials: tuple[str, ...] = ()
@@ -269,7 +271,7 @@ def _question(turn: Message, form: PromptFormat, first: int) -> Iterator[Segment
         )
     shape = re.sub(r"(.)\1+", r"\1", "".join(_kind(part) for part in turn.content))
     content = [part for part in turn.content if _kind(part)]
-    if shape in ("ti", "t", "i", "it"):
+    if form.images_first and shape in ("ti", "t", "i", "it"):
         content.sort(key=lambda part: isinstance(part, str))  # stable: pictures first
     in_front = True
     for part in content:

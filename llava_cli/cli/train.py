@@ -1,7 +1,9 @@
-"""`llava train`: stage 1 and stage 2 of a LLaVA, by a recipe."""
+"""`llava train`: stages, adapters and tasks of a LLaVA by a recipe, and a run as a page."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +16,7 @@ from llava_cli.cli.options import common
 from llava_cli.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from llava_train.loop import Result, StepLog
+    from llava_train.loop import Result
     from llava_train.recipe import Recipe
 
 STOPPED = 143
@@ -40,6 +42,15 @@ def train() -> None:
     """Train a model: first its connector (stage 1), then with the language model (stage 2)."""
 
 
+_DEFAULTS = {
+    "stage1": "llava-1.5-stage1",
+    "stage2": "llava-1.5-stage2",
+    "lora": "llava-1.5-lora",
+    "scienceqa": "llava-1-scienceqa",
+}
+"""The recipe of each command where none is named."""
+
+
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """What both stages take."""
     folder = click.Path(path_type=Path)
@@ -49,7 +60,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--from", "from_run", metavar="RUN", help="A run, or a whole LLaVA."),
         click.option("--vision-tower", metavar="REF", help="CLIP that looks at the pictures."),
         click.option(
-            "--data", multiple=True, required=True, type=file, help="LLaVA JSON or JSON Lines."
+            "--data",
+            multiple=True,
+            required=True,
+            type=file,
+            help="LLaVA or ShareGPT samples as JSON, JSON Lines, parquet or a webdataset tar; "
+            "or a TOML file that lists such files with weights.",
         ),
         click.option("--images", type=folder, help="Folder that the data's pictures lie in."),
         click.option("--output", "-o", required=True, type=folder, help="Folder of the run."),
@@ -76,6 +92,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="N",
             help="Show which tokens of N samples bear loss, and stop.",
         ),
+        click.option("--tensorboard", is_flag=True, help="Write curves for TensorBoard too."),
         click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: a GPU if there is one."),
     )
     for option in reversed(declared):
@@ -119,27 +136,98 @@ def stage2(**given: Any) -> None:
     _run("stage2", given)
 
 
+@train.command(
+    "lora",
+    cls=Command,
+    examples=(
+        (
+            "llava train lora --from llava-1.5-7b --data mine.json --images pictures -o tuned",
+            "LLaVA-1.5's LoRA recipe",
+        ),
+        ("llava train lora … --set adapter=dora --set lora_rank=32", "DoRA, smaller"),
+    ),
+)
+@_options
+def lora(**given: Any) -> None:
+    """Train the connector and low-rank updates of the language model; the result is merged."""
+    _run("lora", given)
+
+
+@train.command(
+    "scienceqa",
+    cls=Command,
+    examples=(
+        (
+            "llava train scienceqa --from align --data scienceqa.json --images pictures -o mine",
+            "LLaVA's recipe",
+        ),
+        ("llava train scienceqa … --order answer-first", "the answer before its reasoning"),
+    ),
+)
+@_options
+@click.option(
+    "--order",
+    type=click.Choice(("data", "answer-first", "reasoning-first")),
+    default="data",
+    show_default=True,
+    help="Answer and reasoning in the answers.",
+)
+def scienceqa(order: str, **given: Any) -> None:
+    """Train on ScienceQA, as `llava data convert` writes it."""
+    given["settings"] = (*given["settings"], f"answer_order={order}")
+    _run("scienceqa", given)
+
+
+@train.command(
+    "report",
+    cls=Command,
+    examples=(("llava train report mine", "writes mine/report.html"),),
+)
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def report(run: Path) -> None:
+    """Write a run as one HTML page: curves, pictures held out with their answers, the recipe."""
+    from llava_cli.terminal.documents import write_document
+    from llava_cli.terminal.safe import one_line
+    from llava_cli.terminal.streams import write
+    from llava_train import report as pages
+
+    page = pages.write(run)
+    if common().json:
+        write_document({"page": str(page)})
+    else:
+        write(one_line(str(page)) + "\n")
+
+
 def _run(stage: str, given: dict[str, Any]) -> None:
-    """One stage: read the recipe, then plan, preview or train."""
+    """One training: read the recipe, then plan, preview or train."""
     for package in ("torch", "transformers"):  # asked here, so that absence is one clear line
         if find_spec(package) is None:
             raise MissingDependency(f"training needs {package}", "pip install 'llava-cli[train]'")
     recipe = _recipe(stage, given.pop("recipe"), given.pop("settings"))
     plan, preview = given.pop("plan"), given.pop("preview_labels")
+    curves = given.pop("tensorboard")
     if plan or preview:
         _look(recipe, given, preview if not plan else None)
         return
+    from llava_cli.cli.train_progress import watching
     from llava_train.loop import train as run
 
-    result = run(recipe, note=_note, on_step=_progress(), **given)
-    _report(result)
+    with watching(given["output"] if curves else None) as watch:
+        result = run(recipe, watch=watch, **given)
+    if os.environ.get("RANK", "0") == "0":
+        _report(result)
 
 
 def _recipe(stage: str, name: str | None, settings: tuple[str, ...]) -> Recipe:
+    """The named recipe with its settings; one for stage 2 serves `lora` and `scienceqa` too."""
     from llava_cli.errors import UsageError
     from llava_train import recipe as recipes
 
-    recipe = recipes.override(recipes.load(name or f"llava-1.5-{stage}"), settings)
+    recipe = recipes.load(name or _DEFAULTS[stage])
+    if recipe.stage == "stage2" and stage in ("lora", "scienceqa"):
+        adapter = "lora" if stage == "lora" and recipe.adapter == "none" else recipe.adapter
+        settings = (f"adapter={adapter}", f"stage={stage}", *settings)
+    recipe = recipes.override(recipe, settings)
     if recipe.stage != stage:
         raise UsageError(
             f"the recipe {recipe.name} is for {recipe.stage}",
@@ -152,7 +240,7 @@ def _look(recipe: Recipe, given: dict[str, Any], preview: int | None) -> None:
     """What would be trained, without training."""
     from llava_cli.terminal.documents import write_document
     from llava_cli.terminal.safe import one_line
-    from llava_cli.terminal.streams import write
+    from llava_cli.terminal.streams import takes_escapes, write
     from llava_train import plan
 
     places = {key: given[key] for key in ("model", "from_run", "vision_tower", "data", "images")}
@@ -165,47 +253,19 @@ def _look(recipe: Recipe, given: dict[str, Any], preview: int | None) -> None:
     if common().json:
         write_document(document)
     else:
-        write("".join(one_line(line) + "\n" for line in lines))
-
-
-def _note(text: str) -> None:
-    from llava_cli.terminal.streams import note
-
-    if not common().quiet:
-        note(text)
-
-
-def _progress() -> Callable[[StepLog], None]:
-    """A line on stderr: in place on a terminal, every tenth step (or all with -v) elsewhere."""
-    import sys
-
-    from llava_cli.terminal.streams import takes_escapes
-
-    moving, quiet, every = takes_escapes(sys.stderr), common().quiet, common().verbose
-
-    def show(line: StepLog) -> None:
-        if quiet or not (moving or every or line.step % 10 == 0):
-            return
-        text = (
-            f"step {line.step}  loss {line.loss:.4f}  lr {line.lr:.2e}  "
-            f"{line.tokens / line.seconds:,.0f} positions/s"
-        )
-        sys.stderr.write(f"\r\x1b[K{text}" if moving and not every else text + "\n")
-        sys.stderr.flush()
-
-    return show
+        colour = takes_escapes(sys.stdout)
+        for line in lines:
+            text = one_line(line)
+            bears = colour and preview is not None and line.startswith(plan.BEARS)
+            write((f"\x1b[32m{text}\x1b[0m" if bears else text) + "\n")
 
 
 def _report(result: Result) -> None:
     """What became of the run; the exit code of one that SIGTERM stopped."""
-    import sys
-
     from llava_cli.terminal.documents import write_document
     from llava_cli.terminal.safe import one_line
-    from llava_cli.terminal.streams import note, takes_escapes, write
+    from llava_cli.terminal.streams import note, write
 
-    if takes_escapes(sys.stderr) and not common().quiet and result.loss is not None:
-        sys.stderr.write("\n")
     if common().json:
         write_document(
             {

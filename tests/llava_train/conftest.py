@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 # Scenes and recipes need no torch; the rest of these tests does.
-_NEED_TORCH = ["command", "dataset", "labels", "loop", "plan", "train"]
+_NEED_TORCH = (
+    "adapters command dataset failures features formats labels loop parallel plan reference train "
+    "validation"
+).split()
 collect_ignore = (
     [] if importlib.util.find_spec("torch") else [f"test_{name}.py" for name in _NEED_TORCH]
 )

@@ -73,6 +73,39 @@ def test_plan_and_preview_train_nothing(command: Command) -> None:
     assert not command.output.exists()
 
 
+def test_lora_takes_a_recipe_of_stage_2_and_leaves_an_adapter_and_a_page(
+    command: Command, talks: Path
+) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    tuned = command.output.parent / "tuned"
+    code = main(
+        ["train", "lora", "--from", str(command.output), "--data", str(talks), *command.data[2:],
+         "-o", str(tuned), "--recipe", "demo-stage2", "--set", "precision=float32",
+         "--set", "lora_rank=2", "--set", "steps=2", "--set", "batch=4", "-v"]
+    )  # fmt: skip
+    out, err = command.capture.readouterr()
+    assert (code, out) == (0, f"{tuned / 'model'}\n"), err
+    assert "step 2/2" in err and "pos/s" in err
+    assert (tuned / "adapter" / "adapter_config.json").is_file()
+    assert main(["train", "report", str(tuned)]) == 0
+    assert command.capture.readouterr().out == f"{tuned / 'report.html'}\n"
+    assert main(["train", "report", str(command.places[1])]) == 2
+
+
+def test_scienceqa_answers_are_ordered_as_asked(command: Command, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Q\n<image>"},
+             {"from": "gpt", "value": "it is The answer is B."}]  # fmt: skip
+    path = tmp_path / "scienceqa.json"
+    path.write_text(json.dumps([{"id": "1", "image": "0.png", "conversations": turns}]))
+    command.data[1] = str(path)
+    arguments = ["--recipe", "demo-stage2", "--preview-labels", "1", "--order", "answer-first"]
+    places = [*command.places, *command.data, "-o", str(command.output)]
+    assert main(["train", "scienceqa", *places, *arguments, "--json"]) == 0
+    (shown,) = json.loads(command.capture.readouterr().out)["samples"]
+    borne = "".join(token["text"] for token in shown["tokens"] if token["loss"])
+    assert borne.replace("Ġ", " ") == " The answer is B. BECAUSE: it is</s>"
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

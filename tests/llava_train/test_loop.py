@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llava_cli.errors import LlavaError, UsageError
-from llava_train import attention, dataset, loop
+from llava_train import attention, loader, loading, runlog, stepping
 from llava_train.assemble import Parts, assemble
 from llava_train.recipe import MODULES, Recipe
 
@@ -33,12 +33,12 @@ def build(language_model: Path, vision_tower: Path) -> Built:
     return make
 
 
-def loader_of(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> dataset.Loader:
-    encoded = loop.load_data(recipe, parts, [data], pictures)
-    return dataset.Loader(encoded, parts.pixels, recipe)
+def loader_of(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> loader.Loader:
+    encoded = loading.load_data(recipe, parts, [data], pictures)
+    return loader.Loader(encoded, parts.pixels, recipe)
 
 
-def transformers_loss(model: Any, batch: dataset.Batch) -> torch.Tensor:
+def transformers_loss(model: Any, batch: loader.Batch) -> torch.Tensor:
     """The stock forward: its own mask, its own scatter, logits everywhere, its own loss."""
     lengths = (batch.ids != 0).sum(1)  # 0 is no id of a row's own end: see the padding below
     mask = torch.arange(batch.ids.shape[1]) < lengths[:, None]
@@ -62,7 +62,7 @@ def test_loss_and_gradients_equal_transformers_own(
     batch = replace(batch, ids=batch.ids.masked_fill(batch.ids == parts.pad_id, 0))
     assert batch.pixels is not None and len(batch.pixels) == 9
     ours, theirs = (
-        _loss_and_grads(parts, loop.answer_loss, batch),
+        _loss_and_grads(parts, stepping.answer_loss, batch),
         _loss_and_grads(parts, transformers_loss, batch),
     )
     assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
@@ -72,7 +72,7 @@ def test_loss_and_gradients_equal_transformers_own(
 
 
 def _loss_and_grads(
-    parts: Parts, loss: Callable[[Any, dataset.Batch], torch.Tensor], batch: dataset.Batch
+    parts: Parts, loss: Callable[[Any, loader.Batch], torch.Tensor], batch: loader.Batch
 ) -> tuple[float, dict[str, torch.Tensor]]:
     parts.model.zero_grad(set_to_none=True)
     value = loss(parts.model, batch)
@@ -89,12 +89,12 @@ def test_text_alone_and_pictures_alone_equal_transformers_own(
     build: Built, talks: Path, pictures: Path
 ) -> None:
     parts = build()
-    loader = loader_of(RECIPE, parts, talks, pictures)
+    loads = loader_of(RECIPE, parts, talks, pictures)
     for rows in ([3, 7, 11], [0, 1, 2]):
-        batch = loader.batch(np.array(rows))
+        batch = loads.batch(np.array(rows))
         batch = replace(batch, ids=batch.ids.masked_fill(batch.ids == parts.pad_id, 0))
         assert (batch.pixels is None) == (rows[0] == 3)
-        ours = float(loop.answer_loss(parts.model, batch).detach())
+        ours = float(stepping.answer_loss(parts.model, batch).detach())
         assert ours == pytest.approx(
             float(transformers_loss(parts.model, batch).detach()), rel=1e-6
         )
@@ -106,13 +106,13 @@ def test_micro_batches_do_not_change_the_update(build: Built, talks: Path, pictu
     for size in (6, 4, 1):
         recipe = replace(RECIPE, micro_batch=size)
         parts = build(recipe)
-        loader = loader_of(recipe, parts, talks, pictures)
+        loads = loader_of(recipe, parts, talks, pictures)
         rows = np.arange(6)
-        micro = [loader.batch(rows[i : i + size]) for i in range(0, 6, size)]
+        micro = [loads.batch(rows[i : i + size]) for i in range(0, 6, size)]
         optimizer = torch.optim.SGD(
             [{"params": [p for _, p in parts.parameters("connector")], "lr": 1, "base_lr": 1.0}]
         )
-        line = loop.one_step(parts, replace(recipe, warmup=0.0), optimizer, micro, 1, 10, CPU)
+        line = stepping.Stepper(parts, replace(recipe, warmup=0.0), optimizer, 10).step(1, micro)
         weight = parts.model.model.multi_modal_projector.linear_1.weight.detach().clone()
         results.append((line, weight))
     for line, weight in results[1:]:
@@ -139,9 +139,9 @@ def test_the_freeze_map_really_freezes(
     recipe = replace(RECIPE, connector=connector, lr=1e-2, warmup=0.0, **chosen)
     parts = build(recipe)
     before = {name: value.clone() for name, value in parts.model.state_dict().items()}
-    optimizer = loop.build_optimizer(parts, recipe)
+    optimizer = stepping.build_optimizer(parts, recipe)
     batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(6))
-    loop.one_step(parts, recipe, optimizer, [batch], 1, 10, CPU)
+    stepping.Stepper(parts, recipe, optimizer, 10).step(1, [batch])
     after = parts.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {_module(name) for name in changed} == set(trained)
@@ -170,7 +170,7 @@ def test_a_linear_connector_is_one_layer(build: Built) -> None:
 
 def test_each_module_has_its_learning_rate_and_biases_no_decay(build: Built) -> None:
     recipe = replace(RECIPE, lr=1e-3, lr_connector=5e-4, weight_decay=0.1, train_vision_tower=True)
-    groups = loop.build_optimizer(build(recipe), recipe).param_groups
+    groups = stepping.build_optimizer(build(recipe), recipe).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
         (1e-3, 0.1), (1e-3, 0.0), (5e-4, 0.1), (5e-4, 0.0), (1e-3, 0.1), (1e-3, 0.0),
     ]  # fmt: skip
@@ -180,12 +180,12 @@ def test_each_module_has_its_learning_rate_and_biases_no_decay(build: Built) -> 
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     recipe = replace(RECIPE, warmup=0.1, min_lr=0.1)
-    curve = [loop.lr_factor(recipe, step, 100) for step in range(1, 101)]
+    curve = [stepping.lr_factor(recipe, step, 100) for step in range(1, 101)]
     assert curve[0] == pytest.approx(0.1) and curve[9] == 1.0 and curve[10] == 1.0
     assert curve[55] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
     assert curve[10:] == sorted(curve[10:], reverse=True) and 0.1 < curve[-1] < 0.11
-    assert loop.lr_factor(replace(recipe, schedule="constant"), 90, 100) == 1.0
-    assert loop.lr_factor(replace(recipe, schedule="linear", min_lr=0.0), 100, 100) == (
+    assert stepping.lr_factor(replace(recipe, schedule="constant"), 90, 100) == 1.0
+    assert stepping.lr_factor(replace(recipe, schedule="linear", min_lr=0.0), 100, 100) == (
         pytest.approx(1 / 90)
     )
 
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(build: Built, talks: Path, pict
     with torch.no_grad():
         parts.model.model.multi_modal_projector.linear_2.bias.fill_(math.nan)
     with pytest.raises(LlavaError, match="step 4: the loss is nan"):
-        loop.one_step(parts, RECIPE, loop.build_optimizer(parts, RECIPE), [batch], 4, 9, CPU)
+        stepping.Stepper(parts, RECIPE, stepping.build_optimizer(parts, RECIPE), 9).step(4, [batch])
 
 
 @pytest.mark.parametrize("positions", [1, 127, 128, 300])
@@ -223,7 +223,7 @@ def test_bfloat16_with_blocks_stays_near_float32(build: Built, talks: Path, pict
     recipe = replace(RECIPE, precision="bfloat16")
     parts = build(recipe)
     batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(12))
-    exact = float(loop.answer_loss(parts.model, batch).detach())
+    exact = float(stepping.answer_loss(parts.model, batch).detach())
     calls: list[torch.Size] = []
     attention.use(parts.model.model.language_model)
     inside = attention.block_causal
@@ -234,9 +234,9 @@ def test_bfloat16_with_blocks_stays_near_float32(build: Built, talks: Path, pict
         calls.append(query.shape)
         return inside(query, key, value, scale)
 
-    with pytest.MonkeyPatch.context() as patch, loop.autocast(recipe, CPU):
+    with pytest.MonkeyPatch.context() as patch, stepping.autocast(recipe, CPU):
         patch.setattr(attention, "block_causal", counted)
-        near = float(loop.answer_loss(parts.model, batch).detach())
+        near = float(stepping.answer_loss(parts.model, batch).detach())
     assert len(calls) == 2  # each layer's attention
     assert near == pytest.approx(exact, rel=2e-3)
 
@@ -248,10 +248,10 @@ def test_recomputing_activations_changes_no_gradient(
     for again in (False, True):
         recipe = replace(RECIPE, gradient_checkpointing=again, train_vision_tower=True)
         parts = build(recipe)
-        loop.speed_up(parts, recipe, CPU)
+        stepping.speed_up(parts, recipe, CPU)
         batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(6))
         parts.model.train()
-        found.append(_loss_and_grads(parts, loop.answer_loss, batch))
+        found.append(_loss_and_grads(parts, stepping.answer_loss, batch))
         layers = parts.model.model.language_model.layers
         assert all(layer.gradient_checkpointing is again for layer in layers)
     assert found[0][0] == found[1][0]
@@ -276,37 +276,29 @@ def test_frozen_bfloat16_trains_a_connector(build: Built, pairs: Path, pictures:
         prompt_format="plain", lr=1e-2, warmup=0.0,
     )  # fmt: skip
     parts = build(recipe)
-    loop.speed_up(parts, recipe, CPU)
-    optimizer = loop.build_optimizer(parts, recipe)
+    stepping.speed_up(parts, recipe, CPU)
+    optimizer = stepping.build_optimizer(parts, recipe)
     batch = loader_of(recipe, parts, pairs, pictures).batch(np.arange(6))
     lines = [
-        loop.one_step(parts, recipe, optimizer, [batch], step, 20, CPU) for step in range(1, 13)
+        stepping.Stepper(parts, recipe, optimizer, 20).step(step, [batch]) for step in range(1, 13)
     ]
     assert lines[-1].loss < lines[0].loss - 0.02
 
 
-def test_several_processes_are_refused_before_they_write(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="several processes"):
-        loop.train(RECIPE, model="x", data=["y"], output=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_log_drops_the_lines_after_the_step_resumed_from(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    line = loop.StepLog(1, 2.0, 1e-3, 30, 10, 1.0, 0.1)
-    with loop.Log(path, 0) as log:
+    line = runlog.StepLog(1, 2.0, 1e-3, 30, 10, 1.0, 0.1)
+    with runlog.Log(path, 0) as log:
         for step in (1, 2, 3):
             log.write(replace(line, step=step))
     path.write_text(path.read_text() + '{"step": 4, "lo')  # killed while writing
-    with loop.Log(path, 2) as log:
+    with runlog.Log(path, 2) as log:
         log.write(replace(line, step=3, loss=9.0))
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     assert [(entry["step"], entry["loss"]) for entry in lines] == [(1, 2.0), (2, 2.0), (3, 9.0)]
     assert list(lines[0]) == [
-        "step", "loss", "lr", "tokens", "answer_tokens", "grad_norm", "seconds"
+        "step", "loss", "lr", "tokens", "answer_tokens", "grad_norm", "seconds", "data_wait",
+        "flops", "mfu",
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from llava_train import dataset, loop, plan
+from llava_train import flops, loader, loading, plan, stepping
 from llava_train.assemble import assemble
 from llava_train.recipe import Recipe
 
@@ -60,20 +60,20 @@ def test_the_flops_are_those_that_are_done(
         RECIPE, train_vision_tower=tower, train_connector=connector, train_language_model=language
     )
     parts = assemble(recipe, model=places["model"], vision_tower=places["vision_tower"])
-    encoded = loop.load_data(recipe, parts, places["data"], places["images"])
-    loader = dataset.Loader(encoded, parts.pixels, recipe)
+    encoded = loading.load_data(recipe, parts, places["data"], places["images"])
+    loads = loader.Loader(encoded, parts.pixels, recipe)
     index = int(np.argmax(encoded.lengths))
-    assert encoded.images[index] is not None
-    ours = plan.sample_flops(parts, encoded, index)
+    assert encoded.images[index]
+    ours = flops.sample_flops(parts, encoded, index)
     # The counter knows no fused attention of a CPU, and eager attention does both causal halves.
     for module in (parts.module("vision_tower"), parts.module("language_model")):
         module.config._attn_implementation = "eager"  # type: ignore[union-attr]
     whole = replace(
         ours, attention=2 * ours.attention, language_model=ours.language_model + ours.attention
     )
-    batch = loader.batch(np.array([index]))
+    batch = loads.batch(np.array([index]))
     with FlopCounterMode(display=False) as counter:
-        loop.answer_loss(parts.model, batch).backward()
+        stepping.answer_loss(parts.model, batch).backward()
     padding = batch.ids.shape[1] / batch.tokens
     assert 1 <= counter.get_total_flops() / whole.step(recipe) < padding**2 + 0.02
 

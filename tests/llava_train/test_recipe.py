@@ -15,19 +15,24 @@ from llava_train.recipe import Recipe, load, names, override, parse
 
 def test_the_shipped_recipes_load() -> None:
     assert names() == [
-        "demo-stage1", "demo-stage2", "llava-1-stage1", "llava-1-stage2",
-        "llava-1.5-stage1", "llava-1.5-stage2",
+        "demo-stage1", "demo-stage2", "llava-1-scienceqa", "llava-1-stage1", "llava-1-stage2",
+        "llava-1.5-lora", "llava-1.5-stage1", "llava-1.5-stage2", "llava-1.5-task",
+        "llava-1.5-task-lora",
     ]  # fmt: skip
     for name in names():
         assert load(name).name == name
-        assert load(name).stage == name.rsplit("-", 1)[1]
+        assert load(name).stage == name.rsplit("-", 1)[1].replace("task", "stage2")
 
 
 @pytest.mark.parametrize(
     ("name", "batch", "lr", "epochs", "connector", "prompt", "aspect", "trains_lm"),
     [
-        ("llava-1-stage1", 128, 2e-3, 1.0, "linear", "plain", "crop", False),
+        ("llava-1-stage1", 128, 2e-3, 1.0, "linear", "llava_v0", "crop", False),
         ("llava-1-stage2", 32, 2e-5, 3.0, "linear", "llava_v0", "crop", True),
+        ("llava-1-scienceqa", 32, 2e-5, 12.0, "linear", "llava_v0", "crop", True),
+        ("llava-1.5-lora", 128, 2e-4, 1.0, "mlp2x_gelu", "vicuna_v1", "pad", True),
+        ("llava-1.5-task", 128, 2e-5, 1.0, "mlp2x_gelu", "vicuna_v1", "pad", True),
+        ("llava-1.5-task-lora", 128, 2e-4, 1.0, "mlp2x_gelu", "vicuna_v1", "pad", True),
         ("llava-1.5-stage1", 256, 1e-3, 1.0, "mlp2x_gelu", "plain", "crop", False),
         ("llava-1.5-stage2", 128, 2e-5, 1.0, "mlp2x_gelu", "vicuna_v1", "pad", True),
     ],
@@ -46,6 +51,15 @@ def test_the_published_numbers(
     assert (got.weight_decay, got.max_length, got.clip, got.precision) == (
         0.0, 2048, 1.0, "bfloat16"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-lora", "llava-1.5-task-lora"])
+def test_the_published_numbers_of_lora(name: str) -> None:
+    got = load(name)
+    assert (got.adapter, got.lora_rank, got.lora_alpha, got.lora_dropout) == (
+        "lora", 128, 256.0, 0.05
+    )  # fmt: skip
+    assert [got.lr_of(module) for module in recipes.MODULES] == [2e-4, 2e-5, 2e-4]
 
 
 def test_set_reads_each_value_as_its_fields_type() -> None:
@@ -127,6 +141,12 @@ def test_the_fingerprint_follows_what_decides_the_result() -> None:
         other: Any = not value if isinstance(value, bool) else value + 1
         changed = replace(base, **{field.name: other})
         assert changed.fingerprint() != base.fingerprint(), field.name
+
+
+def test_runs_of_the_first_release_go_on() -> None:
+    """Pinned: a field that came later leaves the fingerprint as it was, at its default."""
+    assert load("demo-stage1").fingerprint().startswith("95a08404")
+    assert load("demo-stage2").fingerprint().startswith("7a381341")
 
 
 def test_a_modules_learning_rate_is_the_recipes_unless_it_has_its_own() -> None:

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from llava_cli.errors import UsageError
 from llava_train import checkpoint
 from llava_train.labels import encode
-from llava_train.loop import StepLog, train
+from llava_train.loop import train
 from llava_train.recipe import Recipe
+from llava_train.runlog import StepLog
 
 STAGE1 = Recipe(
     stage="stage1", prompt_format="plain", train_language_model=False, batch=5, micro_batch=3,
@@ -260,7 +261,12 @@ def test_sigterm_saves_the_step_and_stops(
 def test_a_checkpoint_cut_short_is_never_seen(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     (folder / ".writing-8").mkdir(parents=True)
-    (folder / "step-4").mkdir()
+    for step, size in ((4, 5), (6, 7)):
+        (folder / f"step-{step}").mkdir()
+        (folder / f"step-{step}" / "weights.safetensors").write_bytes(b"whole")
+        state = {"step": step, "identity": {}, "files": {"weights.safetensors": size}}
+        (folder / f"step-{step}" / "state.json").write_text(json.dumps(state))
+    (folder / "step-8").mkdir()
     assert checkpoint.choose(folder, "auto") == 4
 
 

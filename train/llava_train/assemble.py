@@ -21,7 +21,7 @@ from torch import nn
 from llava_cli import models
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
 from llava_cli.pixels import Aspect, PixelConfig
-from llava_train import connectors
+from llava_train import adapters, connectors
 from llava_train.labels import IMAGE_TOKEN
 from llava_train.recipe import MODULES, Recipe
 
@@ -85,7 +85,7 @@ def assemble(
         raise ModelInvalid(f"{folder} is no LLaVA", "give --from a run or a llava-hf folder")
     else:
         parts = _composed(recipe, folder, vision_tower, whole)
-    _freeze(parts, recipe)
+    freeze(parts, recipe)
     return parts
 
 
@@ -195,21 +195,25 @@ def _parts(
     return Parts(model, tokenizer, pixels, positions, source)
 
 
-def _freeze(parts: Parts, recipe: Recipe) -> None:
+def freeze(parts: Parts, recipe: Recipe) -> None:
     """`requires_grad` and precision of every module by the recipe's map."""
     dtype = getattr(torch, recipe.frozen_dtype)
     parts.model.requires_grad_(False)
+    whole: list[nn.Module] = []
     for name in MODULES:
-        module = parts.module(name)
+        modules = [parts.module(name)]
         if name == "language_model":
-            modules = [module, parts.model.lm_head]
-        else:
-            modules = [module]
+            modules.append(parts.model.lm_head)
+        trained = recipe.trains(name) and (name != "language_model" or recipe.adapter == "none")
         for part in modules:
             for parameter in part.parameters():  # buffers (rotary angles) stay in float32
-                parameter.data = parameter.data.to(torch.float32 if recipe.trains(name) else dtype)
-            if recipe.trains(name) and name != "connector":
-                part.requires_grad_(True)
+                parameter.data = parameter.data.to(torch.float32 if trained else dtype)
+        if trained and name != "connector":
+            whole += modules
+    if recipe.adapter != "none":
+        adapters.attach(parts.model, recipe)  # freezes everything else
+    for part in whole:
+        part.requires_grad_(True)
     if recipe.trains("connector"):
         for parameter in connectors.trainable(parts.module("connector"), recipe.connector):
             parameter.requires_grad_(True)

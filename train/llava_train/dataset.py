@@ -1,9 +1,9 @@
-"""LLaVA's training data: files in, batches of tensors out, in an order that has no state.
+"""LLaVA's training data as numbers, in an order that has no state.
 
-`read` gives checked samples, `encode` turns all of them into numbers once, `Plan` says which
-samples make up step N (a pure function of data, recipe, epoch and step), `Loader` decodes pictures
-in background threads, ahead of the loop. Not here: which tokens bear loss (`labels.py`) and how a
-picture is prepared (`llava_cli.pixels`).
+`gather` reads the files of a run, `encode` turns all samples into numbers once, `Plan` says which
+samples make up step N (a pure function of data, recipe, epoch and step). Not here: files and their
+records (`sources.py`, `conversations.py`), which tokens bear loss (`labels.py`), tensors
+(`loader.py`).
 """
 
 from __future__ import annotations
@@ -11,142 +11,102 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from llava_cli.conversation import Conversation
-from llava_cli.errors import DataError, ImageError
-from llava_cli.images import Image
-from llava_cli.pixels import PixelConfig, normalise, prepare
-from llava_cli.prompts import PromptFormat, Segment, render
-from llava_train.features import FeatureCache
-from llava_train.labels import IGNORE_INDEX, IMAGE_TOKEN, Encoder
+from llava_cli.errors import DataError, UsageError
+from llava_cli.prompts import PromptFormat
+from llava_train.conversations import PLACE, Sample, read, read_source, rendered, repeated
+from llava_train.labels import IGNORE_INDEX, Encoder
 from llava_train.recipe import Recipe
+from llava_train.sources import Picture, mixture
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+__all__ = ["PLACE", "EncodedData", "Gathered", "Plan", "encode", "gather", "read", "rendered"]
 _CHUNK = 1024
 """Samples that go through the tokenizer together."""
+_HELD = 1 << 31
+"""Where the epochs' random numbers end and those of the samples held out begin."""
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One checked sample."""
+class Gathered:
+    """The samples of all files of a run."""
 
-    name: str
-    image: str | None
-    """Path of the picture inside the folder of pictures."""
-    turns: tuple[tuple[str, str], ...]
-    """(role, text) in order; the turn with the picture is `image_turn`."""
-    image_turn: int = -1
-
-    def conversation(self, picture: Image) -> Conversation:
-        """The sample as a conversation; `picture` stands where its picture goes."""
-        conversation = Conversation()
-        for position, (role, text) in enumerate(self.turns):
-            content = (picture, text) if position == self.image_turn else (text,)
-            conversation = conversation.add(role, *content)  # type: ignore[arg-type]
-        return conversation
+    samples: list[Sample]
+    weights: npt.NDArray[np.float64]
+    """How often each is read in an epoch."""
 
 
-def read(paths: Sequence[Path]) -> list[Sample]:
-    """The samples of LLaVA JSON or JSON Lines files, in order."""
-    samples = [
-        _sample(record, f"{path.name}[{position}]")
-        for path in paths
-        for position, record in enumerate(_records(path))
-    ]
+def gather(
+    paths: Sequence[Path],
+    images: Path | None,
+    *,
+    broken_limit: int = 0,
+    note: Note = lambda t: None,
+) -> Gathered:
+    """Read and check all files; up to `broken_limit` samples without their picture are left out."""
+    samples: list[Sample] = []
+    weights: list[float] = []
+    for source in mixture(paths, images):
+        found = read_source(source)
+        samples += found
+        weights += [source.weight] * len(found)
     if not samples:
         raise DataError("the data holds no sample", "give --data a LLaVA JSON file")
-    return samples
+    again = repeated(samples)
+    if again:
+        note(f"{len(again)} samples repeat an earlier one, word for word: {again[0]} first")
+    _note_ids(samples, note)
+    kept = [i for i, sample in enumerate(samples) if not _missing(sample, images)]
+    lost = len(samples) - len(kept)
+    if lost > broken_limit:
+        gone = next(sample for sample in samples if _missing(sample, images))
+        _complain(gone, images, lost)
+    if not kept:
+        raise DataError("no sample has its picture", "check --images")
+    if lost:
+        names = [s.name for s in samples if _missing(s, images)]
+        note(f"{lost} samples left out, their picture is missing: {', '.join(names[:5])}")
+    return Gathered([samples[i] for i in kept], np.array([weights[i] for i in kept]))
 
 
-def _records(path: Path) -> list[Any]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "give a LLaVA JSON file") from error
-    try:
-        if text.lstrip().startswith("["):
-            records = json.loads(text)
-        else:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} is not JSON: {error}", "give a list of samples, or one sample a line"
-        ) from error
-    return list(records)
+def _note_ids(samples: Sequence[Sample], note: Note) -> None:
+    """Ids that several samples share; LLaVA's own mixture has such, so that they are no error."""
+    seen: set[str] = set()
+    twice = []
+    for sample in samples:
+        name = sample.name.rpartition(" (")[0]
+        if name and name in seen:
+            twice.append(name)
+        seen.add(name)
+    if twice:
+        note(f"{len(twice)} samples have the id of an earlier one: {twice[0]} first")
 
 
-def _sample(record: Any, place: str) -> Sample:
-    """A record of a file as a checked sample."""
-    if not isinstance(record, dict):
-        raise DataError(f"sample {place} is not an object", "see LLaVA's JSON format")
-    name = f"{record['id']} ({place})" if "id" in record else place
-    turns = _turns(record.get("conversations"), name)
-    image = record.get("image")
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
-    if image is None:
-        return Sample(name, None, tuple(turns))
-    if not isinstance(image, str):
-        raise DataError(f"sample {name}: 'image' is not one path", "one picture a sample")
-    places = [i for i, (role, text) in enumerate(turns) if role == "user" and IMAGE_TOKEN in text]
-    if len(places) != 1:
-        raise DataError(
-            f"sample {name}: {len(places)} turns hold {IMAGE_TOKEN}, and it has one picture",
-            f"put {IMAGE_TOKEN} into the turn that asks about the picture",
-        )
-    text = turns[places[0]][1].replace(IMAGE_TOKEN, "").strip()
-    turns[places[0]] = ("user", text)
-    return Sample(name, _inside(image, name), tuple(turns), places[0])
+def _missing(sample: Sample, images: Path | None) -> bool:
+    folder = sample.folder or images
+    return any(
+        isinstance(image, str) and (folder is None or not (folder / image).is_file())
+        for image in sample.images
+    )
 
 
-def _turns(conversations: Any, name: str) -> list[tuple[str, str]]:
-    """(role, text) pairs that alternate and end with an answer."""
-    turns: list[tuple[str, str]] = []
-    for turn in conversations if isinstance(conversations, list) else []:
-        role = _ROLES.get(turn.get("from", "")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(turn.get("value"), str):
-            raise DataError(
-                f"sample {name}: a turn without 'from' (human or gpt) and a text 'value'",
-                "see LLaVA's JSON format",
-            )
-        turns.append((role, turn["value"]))
-    if turns and turns[0][0] == "assistant":  # upstream drops it too
-        turns = turns[1:]
-    for position, (role, _) in enumerate(turns):
-        if role != ("user", "assistant")[position % 2]:
-            raise DataError(
-                f"sample {name}: turn {position + 1} does not alternate between human and gpt",
-                "join neighbouring turns of one speaker",
-            )
-    if len(turns) % 2:  # an unanswered question bears no loss
-        turns = turns[:-1]
-    if not turns:
-        raise DataError(f"sample {name}: no question with an answer", "remove the sample")
-    return turns
-
-
-def _inside(path: str, name: str) -> str:
-    """The relative path, if it stays inside the folder of pictures."""
-    normal = os.path.normpath(path)
-    outside = normal.split(os.sep)[0] == ".." or "\0" in path
-    if outside or PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive:
-        raise DataError(
-            f"sample {name}: {path!r} leaves the folder of pictures",
-            "give paths relative to --images",
-        )
-    return normal
+def _complain(sample: Sample, images: Path | None, lost: int) -> None:
+    """Raise for a picture that is not there."""
+    folder = sample.folder or images
+    if folder is None:
+        raise DataError(f"sample {sample.name} has a picture", "give --images DIR")
+    gone = next(i for i in sample.images if isinstance(i, str) and not (folder / i).is_file())
+    others = f", and those of {lost - 1} more samples" if lost > 1 else ""
+    raise DataError(
+        f"sample {sample.name}: {folder / gone} is missing{others}",
+        f"check --images, or leave them out with --set broken_limit={lost}",
+    )
 
 
 @dataclass(frozen=True)
@@ -154,7 +114,8 @@ class EncodedData:
     """All samples as numbers, in flat arrays; a picture's positions are stored as one."""
 
     names: list[str]
-    images: list[Path | None]
+    images: list[tuple[Picture, ...]]
+    """Each sample's pictures, in order."""
     tokens: npt.NDArray[np.int32]
     """All ids of all samples."""
     loss: npt.NDArray[np.bool_]
@@ -162,7 +123,9 @@ class EncodedData:
     starts: npt.NDArray[np.int64]
     """Sample i is tokens[starts[i]:starts[i + 1]]."""
     lengths: npt.NDArray[np.int64]
-    """Positions of each sample, all of its picture's included."""
+    """Positions of each sample, all of its pictures' included."""
+    weights: npt.NDArray[np.float64]
+    """How often each sample is read in an epoch."""
     image_tokens: int
     image_token_id: int
     pad_id: int
@@ -188,15 +151,21 @@ def encode(
     encoder: Encoder,
     prompt_format: PromptFormat,
     pad_id: int,
+    *,
+    place: str = "front",
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> EncodedData:
-    """Every sample through the tokenizer; a sample that teaches nothing is an error."""
+    """Every sample through the tokenizer; a sample that teaches nothing is an error.
+
+    place: where pictures stand, as `Recipe.image_place`.
+    """
     tokens: list[npt.NDArray[np.int32]] = []
     loss: list[npt.NDArray[np.bool_]] = []
     lengths: list[int] = []
     cut = 0
     for start in range(0, len(samples), _CHUNK):
         chunk = samples[start : start + _CHUNK]
-        written = [(sample.name, rendered(sample, prompt_format)) for sample in chunk]
+        written = [(sample.name, rendered(sample, prompt_format, place)) for sample in chunk]
         for encoded in encoder.encode_many(written):
             ids = np.array(encoded.ids, np.int32)
             keep = _first_of_each_picture(ids, encoder)
@@ -204,28 +173,20 @@ def encode(
             loss.append((np.array(encoded.labels, np.int32) != IGNORE_INDEX)[keep])
             lengths.append(len(ids))
             cut += bool(encoded.cut)
-    paths = [_picture(sample, images) for sample in samples]
+    if weights is None:
+        weights = np.ones(len(samples))
     flat, flags = np.concatenate(tokens), np.concatenate(loss)
     starts = np.cumsum([0, *(len(part) for part in tokens)])
     image_id = -1 if encoder.image_token_id is None else encoder.image_token_id
-    digest = hashlib.sha256(json.dumps([sample.image for sample in samples]).encode())
-    for array in (flat, flags, starts):
+    named = [[str(i) for i in s.images] if len(s.images) > 1 else _only(s) for s in samples]
+    digest = hashlib.sha256(json.dumps(named).encode())
+    for array in (flat, flags, starts, *([weights] if (weights != 1).any() else [])):
         digest.update(array.tobytes())
     return EncodedData(
-        [sample.name for sample in samples], paths, flat, flags, starts, np.array(lengths),
+        [sample.name for sample in samples], [_pictures(sample, images) for sample in samples],
+        flat, flags, starts, np.array(lengths), weights,
         encoder.image_tokens, image_id, pad_id, cut, digest.hexdigest(),
     )  # fmt: skip
-
-
-def rendered(sample: Sample, prompt_format: PromptFormat) -> tuple[Segment, ...]:
-    """A sample written down in a format."""
-    if not prompt_format.reads_question and (len(sample.turns) != 2 or not sample.image):
-        raise DataError(
-            f"sample {sample.name}: the prompt format {prompt_format.name} takes one picture, one "
-            "question and one answer",
-            "choose another prompt_format for conversations",
-        )
-    return render(sample.conversation(PLACE), prompt_format, complete=True)
 
 
 def _first_of_each_picture(ids: npt.NDArray[np.int32], encoder: Encoder) -> npt.NDArray[np.bool_]:
@@ -235,20 +196,16 @@ def _first_of_each_picture(ids: npt.NDArray[np.int32], encoder: Encoder) -> npt.
     return keep
 
 
-def _picture(sample: Sample, images: Path | None) -> Path | None:
-    """Where a sample's picture lies; an error if it does not."""
-    if sample.image is None:
-        return None
-    if images is None:
-        raise DataError(f"sample {sample.name} has a picture", "give --images DIR")
-    path = images / sample.image
-    if not path.is_file():
-        raise DataError(f"sample {sample.name}: {path} is missing", "check --images")
-    return path
+def _only(sample: Sample) -> str | None:
+    return str(sample.images[0]) if sample.images else None
 
 
-PLACE = Image(source="the sample's picture", kind="memory")
-"""Stands where a sample's picture goes while it is rendered; nothing is decoded for that."""
+def _pictures(sample: Sample, images: Path | None) -> tuple[Picture, ...]:
+    """Where a sample's pictures lie; an error if one does not."""
+    if _missing(sample, images):
+        _complain(sample, images, 1)
+    folder = sample.folder or images or Path()
+    return tuple(Picture(folder / i) if isinstance(i, str) else i for i in sample.images)
 
 
 class Plan:
@@ -258,7 +215,17 @@ class Plan:
         self._data = data
         self._recipe = recipe
         self._epoch: tuple[int, list[npt.NDArray[np.int64]]] = (-1, [])
-        self.per_epoch = math.ceil(len(data) / recipe.batch)
+        if recipe.val_samples >= len(data):
+            raise UsageError(
+                f"val_samples = {recipe.val_samples} of {len(data)} samples leave none to train on",
+                "hold fewer out",
+            )
+        mixed = np.random.default_rng([recipe.seed, _HELD]).permutation(len(data))
+        self.held_out = np.sort(mixed[: recipe.val_samples])
+        """Samples that no step reads."""
+        self._read = np.setdiff1d(np.arange(len(data)), self.held_out)
+        self.samples_per_epoch = len(self._members(0))
+        self.per_epoch = math.ceil(self.samples_per_epoch / recipe.batch)
         self.steps = recipe.steps or max(1, math.ceil(recipe.epochs * self.per_epoch - 1e-9))
         """Length of the whole run."""
 
@@ -273,18 +240,21 @@ class Plan:
         """A step's samples in micro-batches of like length, the longest first."""
         batch = self.batch(step)
         batch = batch[np.argsort(-self._data.lengths[batch], kind="stable")]
+        if self._recipe.pack:
+            return self._packed(batch)
         size = self._recipe.micro_batch
         return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def _batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """One epoch: every sample once, the incomplete batch last."""
+        """One epoch: every sample as often as it weighs, the incomplete batch last."""
         rng = np.random.default_rng([self._recipe.seed, epoch])
-        order = rng.permutation(len(self._data))
+        members = self._members(epoch)
+        order = members[rng.permutation(len(members))]
         if self._recipe.grouping == "none":
             return self._cut(order)
         groups = [order]
         if self._recipe.grouping == "modality":
-            pictured = np.array([path is not None for path in self._data.images])[order]
+            pictured = np.array([bool(images) for images in self._data.images])[order]
             groups = [order[pictured], order[~pictured]]
         batches, rest = [], []
         for group in groups:
@@ -302,116 +272,31 @@ class Plan:
         size = self._recipe.batch
         return [order[start : start + size] for start in range(0, len(order), size)]
 
+    def _members(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The samples of an epoch, those of weight 2 twice, of 0.5 another half each time."""
+        weights = self._data.weights[self._read]
+        if (weights == 1).all():
+            return self._read
+        rng = np.random.default_rng([self._recipe.seed, _HELD, epoch])
+        chosen = []
+        for weight in np.unique(weights):
+            group = self._read[weights == weight]
+            chosen.append(np.repeat(group, int(weight)))
+            some = round(len(group) * (weight % 1))
+            chosen.append(rng.permutation(group)[:some])
+        return np.sort(np.concatenate(chosen))
 
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch, padded on the right. B samples of at most S positions, P pictures."""
-
-    ids: torch.Tensor
-    """(B, S) int64"""
-    labels: torch.Tensor
-    """(B, S) int64"""
-    pixels: torch.Tensor | None
-    """(P, 3, H, W) float32, in the order of the rows that have one"""
-    tokens: int
-    """Positions that are not padding."""
-    features: torch.Tensor | None = None
-    """(P, N, V) instead of pixels: what the frozen tower made of them."""
-
-    @property
-    def answer_tokens(self) -> int:
-        """Positions whose next token bears loss."""
-        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        if device.type == "cpu":
-            return self
-
-        def moved(part: torch.Tensor | None) -> torch.Tensor | None:
-            return None if part is None else part.to(device, non_blocking=True)
-
-        ids, labels = (part.to(device, non_blocking=True) for part in (self.ids, self.labels))
-        return Batch(ids, labels, moved(self.pixels), self.tokens, moved(self.features))
-
-
-class Loader:
-    """Builds batches, with background threads that decode pictures ahead of the loop."""
-
-    def __init__(
-        self,
-        data: EncodedData,
-        config: PixelConfig,
-        recipe: Recipe,
-        features: FeatureCache | None = None,
-    ) -> None:
-        self._data = data
-        self._features = features
-        self._config = config
-        self._recipe = recipe
-        self._cache: dict[Path, npt.NDArray[np.uint8]] = {}
-        self._room = recipe.pixel_cache_mb * 2**20
-        self._lock = threading.Lock()
-
-    def steps(
-        self, plan: Callable[[int], list[npt.NDArray[np.int64]]], first: int, stop: int
-    ) -> Iterator[list[Batch]]:
-        """The micro-batches of steps first..stop-1."""
-        with ThreadPoolExecutor(self._recipe.workers, "llava-data") as pool:
-            waiting: deque[list[Future[Batch]]] = deque()
-            ahead = iter(range(first, stop))
-            try:
-                for _ in range(first, stop):
-                    while len(waiting) <= self._recipe.prefetch:
-                        step = next(ahead, None)
-                        if step is None:
-                            break
-                        waiting.append([pool.submit(self.batch, part) for part in plan(step)])
-                    yield [future.result() for future in waiting.popleft()]
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
-        """One micro-batch of these samples."""
-        rows = [self._data.row(int(index)) for index in indices]
-        longest = max(len(ids) for ids, _ in rows)
-        width = -(-longest // 8) * 8  # whole vectors for the matrix kernels
-        ids = np.full((len(rows), width), self._data.pad_id, np.int64)
-        labels = np.full((len(rows), width), IGNORE_INDEX, np.int64)
-        for place, (row_ids, row_labels) in enumerate(rows):
-            ids[place, : len(row_ids)] = row_ids
-            labels[place, : len(row_labels)] = row_labels
-        pictured = [int(i) for i in indices if self._data.images[int(i)] is not None]
-        pixels, features = self._pictures(pictured) if pictured else (None, None)
-        tokens = sum(len(row_ids) for row_ids, _ in rows)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), pixels, tokens, features)
-
-    def _pictures(self, indices: list[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Pixels, or what the tower made of them."""
-        if self._features is None:
-            return torch.from_numpy(np.stack([self._pixels(i) for i in indices])), None
-        paths = [path for i in indices if (path := self._data.images[i]) is not None]
-        return None, self._features[paths]
-
-    def _pixels(self, index: int) -> npt.NDArray[np.float32]:
-        """(3, H, W) of a sample's picture."""
-        path = self._data.images[index]
-        if path is None:
-            raise DataError(f"sample {self._data.names[index]} has no picture")
-        prepared = self._cache.get(path)
-        if prepared is None:
-            prepared = decoded(path, self._config, f"sample {self._data.names[index]}")
-            with self._lock:
-                if self._room >= prepared.nbytes:
-                    self._room -= prepared.nbytes
-                    self._cache[path] = prepared
-        return normalise(prepared, self._config)
-
-
-def decoded(path: Path, config: PixelConfig, name: str) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) of a picture, prepared; `name` is whose picture it is."""
-    try:
-        return prepare(Image.from_path(path).open(), config)
-    except ImageError as error:
-        message = f"{name[0].upper()}{name[1:]}: {error.message}"
-        raise DataError(message, error.hint) from error
+    def _packed(self, batch: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """First fit, longest first: rows of at most `pack` positions."""
+        rows: list[list[int]] = []
+        room: list[int] = []
+        for index in batch.tolist():
+            length = int(self._data.lengths[index])
+            fits = next((i for i, left in enumerate(room) if left >= length), None)
+            if fits is None:
+                rows.append([])
+                room.append(self._recipe.pack)
+                fits = len(rows) - 1
+            rows[fits].append(index)
+            room[fits] -= length
+        return [np.array(row) for row in rows]

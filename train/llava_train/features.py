@@ -19,17 +19,19 @@ import numpy.typing as npt
 import torch
 
 from llava_cli.errors import LlavaError
+from llava_train.sources import Picture
 
 _BATCH = 32
 """Pictures through the tower at a time."""
 Note = Callable[[str], None]
+APicture = Picture | Path
 
 
 class FeatureCache:
     """Rows (N, V) by picture, in one file that is mapped into memory."""
 
     def __init__(
-        self, folder: Path, pictures: Sequence[Path], shape: tuple[int, int], dtype: torch.dtype
+        self, folder: Path, pictures: Sequence[APicture], shape: tuple[int, int], dtype: torch.dtype
     ) -> None:
         """`shape` is that of one picture: N positions, V values.
 
@@ -57,7 +59,7 @@ class FeatureCache:
     def fill(
         self,
         identity: str,
-        pixels: Callable[[Path], npt.NDArray[np.float32]],
+        pixels: Callable[[APicture], npt.NDArray[np.float32]],
         tower: Callable[[torch.Tensor], torch.Tensor],
         workers: int,
         note: Note,
@@ -84,7 +86,7 @@ class FeatureCache:
                     self._note_done(digest.hexdigest(), start + len(batch))
         self._note_done(digest.hexdigest(), len(self.pictures))
 
-    def __getitem__(self, pictures: Sequence[Path]) -> torch.Tensor:
+    def __getitem__(self, pictures: Sequence[APicture]) -> torch.Tensor:
         """(P, N, V) of these pictures."""
         rows = self._rows[[self._place[path] for path in pictures]]
         tensor = torch.from_numpy(rows)
@@ -114,8 +116,8 @@ class FeatureCache:
 
 def _ahead(
     pool: ThreadPoolExecutor,
-    pixels: Callable[[Path], npt.NDArray[np.float32]],
-    pictures: Sequence[Path],
+    pixels: Callable[[APicture], npt.NDArray[np.float32]],
+    pictures: Sequence[APicture],
     first: int,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Stacked pixels of the batches from picture `first` on, two batches decoded ahead."""

@@ -1,59 +1,39 @@
-"""The training loop, top to bottom: load, freeze, batches, loss, step, log, checkpoint, export.
+"""The training loop, top to bottom: load, freeze, batches, step, log, checkpoint, export.
 
-One optimizer step sees one global batch; its loss is the sum over all answer tokens of that batch
-divided by their number, however it is cut into micro-batches. Not here: data (`dataset.py`),
-labels (`labels.py`), state on disk (`checkpoint.py`), the finished folder (`export.py`).
+Not here: data (`loading.py`, `dataset.py`, `loader.py`), what one step computes (`stepping.py`),
+state on disk (`checkpoint.py`), the finished folder (`export.py`).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional
 
-from llava_cli.errors import LlavaError, OutOfMemory, UsageError
-from llava_cli.pixels import normalise
-from llava_cli.prompts import FORMATS
-from llava_train import attention, checkpoint, dataset
-from llava_train.assemble import Parts, assemble
-from llava_train.checkpoint import Identity
-from llava_train.dataset import Batch, EncodedData, Loader, Plan, decoded
+from llava_cli.errors import LlavaError
+from llava_train import adapters, checkpoint, flops, parallel
+from llava_train.assemble import Parts, assemble, locate
+from llava_train.checkpoint import Identity, Saver
+from llava_train.dataset import EncodedData, Plan
 from llava_train.export import export
 from llava_train.features import FeatureCache
-from llava_train.labels import IGNORE_INDEX, Encoder
+from llava_train.loader import Loader
+from llava_train.loading import Note, feature_cache, load_data
+from llava_train.parallel import Group
 from llava_train.recipe import MODULES, Recipe
-
-Note = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class StepLog:
-    """One line of RUN/log.jsonl."""
-
-    step: int
-    """Steps done, this one included."""
-    loss: float
-    """Mean over the batch's answer tokens, before the step."""
-    lr: float
-    tokens: int
-    answer_tokens: int
-    grad_norm: float
-    """Before it is clipped."""
-    seconds: float
+from llava_train.runlog import Log, StepLog, provenance
+from llava_train.stepping import NotFinite, Stepper, build_optimizer, speed_up
+from llava_train.validation import Validation, ValidationLog
 
 
 @dataclass(frozen=True)
@@ -76,6 +56,17 @@ class Result:
         return self.output / "model"
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what while a run goes on; all of it in the first process only."""
+
+    note: Note = lambda text: None
+    on_start: Callable[[int, int], None] = lambda done, stop: None
+    """Steps done before, and the step at which this call ends."""
+    on_step: Callable[[StepLog], None] = lambda line: None
+    on_validation: Callable[[ValidationLog], None] = lambda line: None
+
+
 def train(
     recipe: Recipe,
     *,
@@ -90,280 +81,235 @@ def train(
     device: str | None = None,
     note: Note = lambda text: None,
     on_step: Callable[[StepLog], None] = lambda line: None,
+    watch: Watch | None = None,
 ) -> Result:
     """Train by a recipe into a run folder.
 
     `max_steps` stops early and leaves the schedule as it is, so that the run can be continued;
-    the recipe's own `steps` is what shortens the schedule.
+    the recipe's own `steps` is what shortens the schedule. Started by torchrun, every process calls
+    it alike. `watch` replaces `note` and `on_step`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training in several processes is not supported", "run one, not torchrun")
-    place = Path(output)
-    parts = assemble(recipe, model=model, vision_tower=vision_tower, from_run=from_run)
-    encoded = load_data(recipe, parts, data, images, note)
-    plan = Plan(encoded, recipe)
-    stop = plan.steps if max_steps is None else min(max_steps, plan.steps)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parts.model.to(where)
-    speed_up(parts, recipe, where)
-    weights = dict(item for name in MODULES for item in parts.parameters(name))
-    optimizer = build_optimizer(parts, recipe)
-    identity = Identity(recipe.fingerprint(), encoded.fingerprint, parts.source)
-    states = place / "checkpoints"
-    first = checkpoint.choose(states, resume)
-    if first:
-        checkpoint.restore(states, first, weights, optimizer, identity)
-        note(f"continuing after step {first}")
-    cache = feature_cache(recipe, parts, encoded, place, where, note)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
-    log = Log(place / "log.jsonl", first)
-
-    def save(step: int) -> None:
-        checkpoint.save(states, step, weights, optimizer, identity, recipe.keep)
-
-    loader = Loader(encoded, parts.pixels, recipe, cache)
-    saved, saved_at, line = first, time.monotonic(), None
-    with _sigterm() as stopping, log:
-        batches = loader.steps(plan.micro_batches, first, stop)
-        for step, micro_batches in enumerate(batches, first + 1):
-            line = one_step(parts, recipe, optimizer, micro_batches, step, plan.steps, where)
-            log.write(line)
-            on_step(line)
-            due = recipe.save_every and step % recipe.save_every == 0
-            late = recipe.save_every_s and time.monotonic() - saved_at >= recipe.save_every_s
-            if due or late or step == stop or stopping.is_set():
-                save(step)
-                saved, saved_at = step, time.monotonic()
-            if stopping.is_set():
-                break
-    loss = None if line is None else line.loss
-    if saved < stop:
-        return Result(place, saved, plan.steps, loss, interrupted=True)
-    export(
-        place / "model", parts.model, parts.tokenizer, parts.pixels,
-        prompt_format=recipe.prompt_format, dtype=getattr(torch, recipe.export_dtype),
-    )  # fmt: skip
-    if cache and saved == plan.steps:
-        cache.remove()
-    return Result(place, saved, plan.steps, loss)
-
-
-def load_data(
-    recipe: Recipe,
-    parts: Parts,
-    data: Sequence[str | Path],
-    images: str | Path | None,
-    note: Note = lambda text: None,
-) -> EncodedData:
-    """Read and encode all samples of a run."""
-    longest = parts.model.config.text_config.max_position_embeddings
-    limit = min(recipe.max_length, longest or recipe.max_length)
-    encoder = Encoder(parts.tokenizer, image_tokens=parts.image_tokens, max_length=limit)
-    samples = dataset.read([Path(path) for path in data])
+    watch = watch or Watch(note=note, on_step=on_step)
+    files = [Path(path) for path in data]
     folder = None if images is None else Path(images)
-    encoded = dataset.encode(samples, folder, encoder, FORMATS[recipe.prompt_format], parts.pad_id)
-    note(
-        f"{len(encoded)} samples, {int(encoded.lengths.sum())} positions, "
-        f"{int(encoded.loss.sum())} of them bear loss"
-    )
-    if encoded.cut:
-        note(f"{encoded.cut} samples are longer than {limit} and were cut at the end")
-    return encoded
+    with parallel.group(device) as group:
+        if not group.first:
+            watch = Watch()
+        parts = assemble(recipe, model=model, vision_tower=vision_tower, from_run=from_run)
+        encoded = load_data(recipe, parts, files, folder, watch.note)
+        run = _prepare(recipe, parts, encoded, Path(output), group, resume, watch)
+        if group.first:
+            about = json.dumps(provenance(files, folder, group.size), indent=2)
+            (run.place / "run.json").write_text(about + "\n", "utf-8")
+        stop = run.plan.steps if max_steps is None else min(max_steps, run.plan.steps)
+        result = _steps(run, stop)
+        if not result.interrupted and group.first:
+            _finish(run, locate(from_run if model is None else model), result)
+        group.wait()
+        return result
 
 
-def feature_cache(
+@dataclass(frozen=True)
+class _Run:
+    """What one call of `train` works with."""
+
+    recipe: Recipe
+    parts: Parts
+    encoded: EncodedData
+    plan: Plan
+    place: Path
+    group: Group
+    weights: Mapping[str, nn.Parameter]
+    stepper: Stepper
+    saver: Saver
+    loader: Loader
+    cache: FeatureCache | None
+    first: int
+    """Steps done before."""
+    watch: Watch
+
+
+def _prepare(
     recipe: Recipe,
     parts: Parts,
     encoded: EncodedData,
     place: Path,
-    device: torch.device,
-    note: Note,
-) -> FeatureCache | None:
-    """The tower's output for every picture of the run, if the recipe says so."""
-    pictures = [path for path in encoded.images if path is not None]
-    if not recipe.feature_cache or not pictures:
-        return None
-    if recipe.train_vision_tower:
-        raise UsageError("feature_cache needs a frozen tower", "set train_vision_tower=false")
-    model, config = parts.model, parts.pixels
-    dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
-    width = model.config.vision_config.hidden_size
-    rows = parts.image_tokens
-    cache = FeatureCache(place / "features", pictures, (rows, width), dtype)
-
-    def pixels(path: Path) -> npt.NDArray[np.float32]:
-        return normalise(decoded(path, config, str(path)), config)
-
-    def tower(batch: torch.Tensor) -> torch.Tensor:
-        with autocast(recipe, device), torch.no_grad():
-            return tower_features(model, batch.to(device))
-
-    layer = f"{recipe.feature_layer} {recipe.select} {recipe.aspect} {recipe.precision}"
-    parts.module("vision_tower").eval()
-    cache.fill(f"{parts.source} {layer}", pixels, tower, recipe.workers, note)
-    return cache
-
-
-def speed_up(parts: Parts, recipe: Recipe, device: torch.device) -> None:
-    """What changes how fast or in how little memory the same numbers come out."""
-    language_model = parts.model.model.language_model
-    if device.type == "cpu" and recipe.precision == "bfloat16":
-        attention.use(language_model)
-    if recipe.gradient_checkpointing:
-        model = parts.model  # older releases of transformers know it by its former name
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)()
-    if recipe.compile:
-        language_model.compile(dynamic=True)
+    group: Group,
+    resume: str,
+    watch: Watch,
+) -> _Run:
+    """The plan, the optimizer, and the state of an earlier call put back."""
+    plan = Plan(encoded, recipe)
+    parts.model.to(group.device)
+    speed_up(parts, recipe, group.device)
+    weights = dict(item for name in MODULES for item in parts.parameters(name))
+    optimizer = build_optimizer(parts, recipe)
+    counted = {"samples": len(encoded), "positions": int(encoded.lengths.sum())}
+    about = {"recipe": recipe.deciding(), "data": counted}
+    identity = Identity(recipe.fingerprint(), encoded.fingerprint, parts.source, about)
+    states = place / "checkpoints"
+    chosen = checkpoint.choose(states, resume) if group.first else 0
+    first = int(group.sums([chosen])[0])
+    if first:
+        checkpoint.restore(states, first, weights, optimizer, identity)
+        watch.note(f"continuing after step {first}")
+    place.mkdir(parents=True, exist_ok=True)
+    cache = feature_cache(recipe, parts, encoded, place, group, watch.note)
+    if group.first:
+        (place / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
+    saver = Saver(states, identity, recipe.keep, beside=recipe.async_save)
+    stepper = Stepper(parts, recipe, optimizer, plan.steps, group)
+    loader = Loader(encoded, parts.pixels, recipe, cache)
+    return _Run(
+        recipe, parts, encoded, plan, place, group, weights, stepper, saver, loader, cache, first,
+        watch,
+    )  # fmt: skip
 
 
-def build_optimizer(parts: Parts, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with a learning rate per module, and no decay on biases and norms."""
-    groups = []
-    for name in MODULES:
-        parameters = parts.parameters(name)
-        for decays in (True, False):
-            chosen = [p for _, p in parameters if (p.dim() > 1) == decays]
-            if chosen:
-                decay = recipe.weight_decay if decays else 0.0
-                lr = recipe.lr_of(name)
-                groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
-    return torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
+def _steps(run: _Run, stop: int) -> Result:
+    """Steps until `stop`, SIGTERM, or a loss that is no number."""
+    recipe, group, saver = run.recipe, run.group, run.saver
+    meter = _Meter(run)
+    saved, saved_at, loss = run.first, time.monotonic(), None
+    run.watch.on_start(run.first, stop)
+    logs = _Logs(run)
+    batches = run.loader.steps(_share(run), run.first, stop)
+    with _sigterm() as asked, logs, closing(batches), closing(saver):
+        for step in range(run.first + 1, stop + 1):
+            waiting = time.perf_counter()
+            micro_batches = next(batches)
+            waited = time.perf_counter() - waiting
+            try:
+                line = run.stepper.step(step, micro_batches)
+            except NotFinite as error:
+                raise _named(run, error, step, saved) from error
+            loss = line.loss
+            logs.step(meter.measured(line, waited))
+            last = step == run.plan.steps
+            if last or (recipe.val_every and step % recipe.val_every == 0):
+                logs.validate(step)  # before the state is saved: a kill in between repeats both
+            stopping = group.sums([float(asked.is_set())])[0] > 0
+            due = recipe.save_every and step % recipe.save_every == 0
+            late = recipe.save_every_s and time.monotonic() - saved_at >= recipe.save_every_s
+            if group.first and (due or late or step == stop or stopping):
+                saver.save(step, run.weights, run.stepper.optimizer)
+                saved_at = time.monotonic()
+            if due or late or step == stop or stopping:
+                saved = step
+            if stopping:
+                break
+        saver.wait()
+    _note_broken(run)
+    done = max(run.first, stop) if loss is None else step
+    return Result(run.place, done, run.plan.steps, loss, interrupted=done < stop)
 
 
-def lr_factor(recipe: Recipe, step: int, total: int) -> float:
-    """Share of the learning rate at a step (the first is 1)."""
-    warmup = math.ceil(recipe.warmup * total)
-    if step <= warmup:
-        return step / warmup
-    if recipe.schedule == "constant":
-        return 1.0
-    done = (step - 1 - warmup) / max(1, total - warmup)
-    shape = 1 - done if recipe.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return recipe.min_lr + (1 - recipe.min_lr) * shape
+def _share(run: _Run) -> Callable[[int], list[npt.NDArray[np.int64]]]:
+    """This process's micro-batches of a step."""
+    return lambda step: run.plan.micro_batches(step)[run.group.rank :: run.group.size]
 
 
-def one_step(
-    parts: Parts,
-    recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Batch],
-    step: int,
-    total: int,
-    device: torch.device,
-) -> StepLog:
-    """Forward and backward over a global batch, then one update."""
-    began = time.perf_counter()
-    factor = lr_factor(recipe, step, total)
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    answers = sum(batch.answer_tokens for batch in micro_batches)
-    tokens = sum(batch.tokens for batch in micro_batches)
-    loss = torch.zeros((), device=device)
-    parts.model.train()
-    if not recipe.train_vision_tower:
-        parts.module("vision_tower").eval()
+def _named(run: _Run, error: NotFinite, step: int, saved: int) -> NotFinite:
+    """The last good state saved, and the error with the batch's samples."""
+    names = [run.encoded.names[i] for i in run.plan.batch(step - 1)]
+    if run.group.first:
+        if saved < step - 1:  # the weights are still those of the step before
+            run.saver.save(step - 1, run.weights, run.stepper.optimizer)
+            run.saver.wait()
+        text = json.dumps({"step": step, "samples": names}, indent=2)
+        (run.place / "failed-batch.json").write_text(text + "\n", "utf-8")
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return NotFinite(
+        f"{error.message}; its samples: {some}",
+        f"step {step - 1} is saved, the samples are in failed-batch.json; {error.hint}",
+    )
+
+
+def _note_broken(run: _Run) -> None:
+    """Which samples were left out because their picture does not decode."""
+    broken = {run.encoded.names[i]: why for i, why in sorted(run.loader.broken.items())}
+    if not broken:
+        return
+    path = run.place / f"broken{f'-{run.group.rank}' if run.group.rank else ''}.json"
+    path.write_text(json.dumps(broken, indent=2) + "\n", "utf-8")
+    some = ", ".join(list(broken)[:5])
+    run.watch.note(f"{len(broken)} samples left out, their picture is broken: {some}")
+
+
+def _finish(run: _Run, base: Path, result: Result) -> None:
+    """The model's folder; an adapter also on its own."""
+    recipe, parts = run.recipe, run.parts
     try:
-        for batch in micro_batches:
-            with autocast(recipe, device):
-                part = answer_loss(parts.model, batch.to(device)) / answers
-            part.backward()
-            loss += part.detach()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"step {step} did not fit into memory", "lower micro_batch, or max_length"
-        ) from error
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(trained, recipe.clip or math.inf)
-    value, norm_value = float(loss), float(norm)
-    if not math.isfinite(value) or not math.isfinite(norm_value):
+        if recipe.adapter != "none":
+            adapters.save(run.place / "adapter", parts.model, recipe, str(base))
+            adapters.merge(parts.model)
+        export(
+            result.model, parts.model, parts.tokenizer, parts.pixels,
+            prompt_format=recipe.prompt_format, dtype=getattr(torch, recipe.export_dtype),
+        )  # fmt: skip
+    except OSError as error:
         raise LlavaError(
-            f"step {step}: the loss is {value}, the gradient's norm {norm_value}",
-            "lower the learning rate, or use --set precision=float32",
-        )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    seconds = time.perf_counter() - began
-    lr = recipe.lr * factor
-    return StepLog(step, value, lr, tokens, answers, norm_value, seconds)
+            f"{result.model} cannot be written: {error.strerror or error}",
+            "make room; the same command goes on from the last checkpoint",
+        ) from error
+    if run.cache and result.steps == run.plan.steps:
+        run.cache.remove()
 
 
-def answer_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Sum of the cross-entropy over the answer tokens of a micro-batch.
+class _Meter:
+    """Adds to a step's line how long it waited and what share of the device it used."""
 
-    Equal to LlavaForConditionalGeneration's own loss times the number of answer tokens, but with
-    logits only where the next token bears loss, and without an attention mask: padding stands on
-    the right, causal attention never looks there, and its positions bear no loss.
-    """
-    embeddings = model.get_input_embeddings()(batch.ids)  # (B, S, D)
-    seen = batch.features
-    if seen is None and batch.pixels is not None:
-        seen = tower_features(model, batch.pixels)
-    if seen is not None:
-        features = model.model.multi_modal_projector(seen)  # (P, N, D)
-        slots = (batch.ids == model.config.image_token_index).unsqueeze(-1)
-        embeddings = embeddings.masked_scatter(slots, features.to(embeddings.dtype))
-    hidden = model.model.language_model(
-        inputs_embeds=embeddings, use_cache=False
-    ).last_hidden_state  # (B, S, D)
-    targets = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    kept = targets != IGNORE_INDEX
-    logits = model.lm_head(hidden[kept])  # (answers, V)
-    return functional.cross_entropy(logits.float(), targets[kept], reduction="sum")
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        cuda = run.group.device.type == "cuda"
+        name = torch.cuda.get_device_name(run.group.device) if cuda else "CPU"
+        peak = flops.peak(name)
+        self._peak = None if peak is None else peak * run.group.size
+
+    def measured(self, line: StepLog, waited: float) -> StepLog:
+        run = self._run
+        samples = map(int, run.plan.batch(line.step - 1))
+        done = flops.of_samples(run.parts, run.encoded, run.recipe, samples)
+        share = done / (line.seconds + waited) / self._peak if self._peak else None
+        return replace(line, data_wait=waited, flops=done, mfu=share)
 
 
-def tower_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """(P, N, V): what the connector reads of pictures (P, 3, H, W)."""
-    tower = model.model.vision_tower
-    trained = next(tower.parameters()).requires_grad
-    with nullcontext() if trained else torch.no_grad():
-        hidden = tower_states(tower, pixels, model.config.vision_feature_layer)
-    return hidden[:, 1:] if model.config.vision_feature_select_strategy == "default" else hidden
+class _Logs:
+    """The run's two logs, in the first process; nowhere in the others."""
 
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        held = run.plan.held_out
+        self._validation = Validation(
+            run.parts, run.recipe, run.encoded, held, Loader(run.encoded, run.parts.pixels,
+            replace(run.recipe, pixel_cache_mb=0), run.cache), run.group,
+        )  # fmt: skip
+        self._steps = self._log("log.jsonl")
+        self._validations = self._log("validation.jsonl") if len(held) else None
 
-def tower_states(tower: Any, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-    """(P, 1 + N, V): hidden state `layer` of a CLIP tower; later layers are not run."""
-    depth = layer if layer >= 0 else len(tower.encoder.layers) + 1 + layer
-    dtype = tower.embeddings.patch_embedding.weight.dtype
-    hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels.to(dtype)))
-    for block in tower.encoder.layers[:depth]:
-        hidden = block(hidden, None)
-    return hidden
+    def _log(self, name: str) -> Log | None:
+        return Log(self._run.place / name, self._run.first) if self._run.group.first else None
 
+    def step(self, line: StepLog) -> None:
+        """Write it and say it."""
+        if self._steps:
+            self._steps.write(line)
+        self._run.watch.on_step(line)
 
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 matrix products over float32 weights, if the recipe says so."""
-    if recipe.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    def validate(self, step: int) -> None:
+        """Measure, write it and say it; the other processes wait at their next step."""
+        if self._validations:
+            line = self._validation.measure(step)
+            self._validations.write(line)
+            self._run.watch.on_validation(line)
 
-
-class Log:
-    """RUN/log.jsonl: one JSON line a step; lines after the step resumed from are dropped."""
-
-    def __init__(self, path: Path, after: int) -> None:
-        kept = []
-        if after and path.is_file():
-            for text in path.read_text("utf-8").splitlines():
-                try:
-                    if json.loads(text)["step"] <= after:
-                        kept.append(text + "\n")
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut short by a kill
-        path.write_text("".join(kept), "utf-8")
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, line: StepLog) -> None:
-        """Append a step's line, at once."""
-        self._file.write(json.dumps(asdict(line)) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> Log:
+    def __enter__(self) -> _Logs:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        for log in (self._steps, self._validations):
+            with log or nullcontext():
+                pass
 
 
 @contextmanager

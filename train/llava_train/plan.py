@@ -9,45 +9,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_cli.prompts import FORMATS
 from llava_train.assemble import Parts, assemble
-from llava_train.dataset import EncodedData, Plan, read, rendered
+from llava_train.dataset import EncodedData, Plan, gather, rendered
+from llava_train.flops import sample_flops
 from llava_train.labels import Encoder
-from llava_train.loop import load_data
+from llava_train.loading import load_data
 from llava_train.recipe import MODULES, Recipe
+from llava_train.scienceqa import in_order
 
 _SPEED = {"cuda": 0.4 * 989e12, "cpu": 25e9}
 """FLOP/s that are assumed: 40 % of an H100, and what one CPU core gives in bfloat16."""
+BEARS = "  loss"
+"""In front of a token that bears loss."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Matrix-product FLOPs of one sample's forward pass, by part."""
-
-    tower: float
-    connector: float
-    language_model: float
-    """Weights and attention, without the head."""
-    attention: float
-    """Of the above: without weights, so that its backward pass is always twice."""
-    head: float
-
-    def step(self, recipe: Recipe) -> float:
-        """Forward and backward by the freeze map."""
-        tower = self.tower * (3 if recipe.train_vision_tower else 1)
-        through = recipe.train_vision_tower or recipe.train_connector
-        connector = self.connector * (1 + recipe.train_connector + recipe.train_vision_tower)
-        weights = self.language_model - self.attention + self.head
-        trained = recipe.train_language_model
-        language = weights * (1 + trained + (trained or through))
-        attention = self.attention * (3 if trained or through else 1)
-        again = self.language_model if recipe.gradient_checkpointing else 0.0
-        return tower + connector + language + attention + again
 
 
 def plan(
@@ -64,13 +42,15 @@ def plan(
     """Everything that `--plan` prints."""
     parts = assemble(recipe, model=model, vision_tower=vision_tower, from_run=from_run)
     encoded = load_data(recipe, parts, data, images)
-    steps = Plan(encoded, recipe).steps
+    order = Plan(encoded, recipe)
+    steps = order.steps
     if max_steps is not None:
         steps = min(steps, max_steps)
-    passes = steps * recipe.batch / len(encoded)
-    pictures = sum(path is not None for path in encoded.images)
-    flops = float(sum(sample_flops(parts, encoded, i).step(recipe) for i in _some(encoded)))
-    flops *= passes * len(encoded) / len(list(_some(encoded)))
+    passes = steps * recipe.batch / order.samples_per_epoch
+    pictures = sum(map(len, encoded.images))
+    some = _some(encoded)
+    flops = float(sum(sample_flops(parts, encoded, i).step(recipe, again=True) for i in some))
+    flops *= passes * len(encoded) / len(some)
     where = device or _device()
     cores = 1 if where.startswith("cuda") else os.cpu_count() or 1
     speed = _SPEED["cuda" if where.startswith("cuda") else "cpu"] * cores
@@ -79,6 +59,7 @@ def plan(
         "stage": recipe.stage,
         "modules": {name: _counts(parts, name) for name in MODULES},
         "samples": len(encoded),
+        "held_out": len(order.held_out),
         "pictures": pictures,
         "cut_samples": encoded.cut,
         "steps": steps,
@@ -131,8 +112,10 @@ def preview(
         parts.tokenizer, image_tokens=parts.image_tokens, max_length=recipe.max_length
     )
     samples = []
-    for sample in read([Path(path) for path in data])[:count]:
-        encoded = encoder.encode(rendered(sample, FORMATS[recipe.prompt_format]), sample.name)
+    form = FORMATS[recipe.prompt_format]
+    found = gather([Path(path) for path in data], None if images is None else Path(images))
+    for sample in in_order(found.samples[:count], recipe.answer_order):
+        encoded = encoder.encode(rendered(sample, form, recipe.image_place), sample.name)
         tokens = [
             {"id": row.id, "text": row.text, "loss": row.loss, "repeat": row.repeat}
             for row in encoder.preview(encoded)
@@ -156,8 +139,8 @@ def preview_as_text(document: dict[str, Any]) -> Iterator[str]:
         yield f"{sample['sample']}: {borne}"
         for token in sample["tokens"]:
             times = f" x {token['repeat']}" if token["repeat"] > 1 else ""
-            mark = "loss" if token["loss"] else "    "
-            yield f"  {mark} {token['id']:>7}  {token['text']}{times}"
+            mark = BEARS if token["loss"] else " " * len(BEARS)
+            yield f"{mark} {token['id']:>7}  {token['text']}{times}"
 
 
 def _counts(parts: Parts, name: str) -> dict[str, int]:
@@ -174,31 +157,6 @@ def _counts(parts: Parts, name: str) -> dict[str, int]:
 def _some(encoded: EncodedData) -> range:
     """At most about 1000 samples, evenly from all."""
     return range(0, len(encoded), max(1, len(encoded) // 1000))
-
-
-def sample_flops(parts: Parts, encoded: EncodedData, index: int) -> Flops:
-    """Of the forward pass of one sample."""
-    vision, text = parts.model.config.vision_config, parts.model.config.text_config
-    part = slice(encoded.starts[index], encoded.starts[index + 1])
-    positions, answers = int(encoded.lengths[index]), int(encoded.loss[part].sum())
-    pictured = encoded.images[index] is not None
-    patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    depth = parts.model.config.vision_feature_layer
-    layers = depth if depth >= 0 else vision.num_hidden_layers + 1 + depth
-    v, h = vision.hidden_size, text.hidden_size
-    per_patch = 2 * (4 * v * v + 2 * v * vision.intermediate_size)
-    tower = layers * (per_patch * patches + 4 * patches**2 * v)
-    connector = 2 * parts.image_tokens * (v * h + h * h)
-    shared = text.num_key_value_heads / text.num_attention_heads
-    weights = (2 + 2 * shared) * h * h + 3 * h * text.intermediate_size
-    attention = 2 * positions**2 * h * text.num_hidden_layers
-    return Flops(
-        tower=tower * pictured,
-        connector=connector * pictured,
-        language_model=2 * text.num_hidden_layers * weights * positions + attention,
-        attention=attention,
-        head=2 * h * text.vocab_size * answers,
-    )
 
 
 def _memory(parts: Parts, recipe: Recipe, longest: int) -> int:

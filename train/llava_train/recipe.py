@@ -27,11 +27,14 @@ else:
 
 MODULES = ("vision_tower", "connector", "language_model")
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "stage": ("stage1", "stage2"),
+    "stage": ("stage1", "stage2", "lora", "scienceqa"),
     "prompt_format": tuple(FORMATS),
     "connector": ("linear", "mlp2x_gelu"),
     "select": ("default", "full"),
     "aspect": ("pad", "crop", "stretch"),
+    "image_place": ("front", "data", "random"),
+    "answer_order": ("data", "answer-first", "reasoning-first"),
+    "adapter": ("none", "lora", "dora", "qlora"),
     "schedule": ("cosine", "linear", "constant"),
     "precision": ("float32", "bfloat16"),
     "frozen_dtype": ("float32", "bfloat16", "float16"),
@@ -39,8 +42,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "grouping": ("none", "length", "modality"),
 }
 FREE = frozenset({"name", "workers", "prefetch", "pixel_cache_mb", "save_every", "save_every_s",
-                   "keep", "export_dtype", "compile"})  # fmt: skip
+                   "keep", "export_dtype", "compile", "broken_limit", "val_every", "val_answers",
+                   "async_save"})  # fmt: skip
 """Fields that do not change what is learnt, so that a resumed run may change them."""
+LATER = frozenset({"image_place", "answer_order", "adapter", "lora_rank", "lora_alpha",
+                   "lora_dropout", "pack", "val_samples"})  # fmt: skip
+"""Fields that came after the first release; at their default they leave a fingerprint as it was,
+so that older runs go on."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,18 @@ class Recipe:
     select: str = "default"
     """`default` drops the CLS position, `full` keeps it."""
     aspect: str = "pad"
+    image_place: str = "front"
+    """Where a turn's picture stands: in `front` of the question (LLaVA-1.5), where the `data` has
+    it, or in front or behind at `random`, by seed and sample (LLaVA v1)."""
     train_vision_tower: bool = False
     train_connector: bool = True
     train_language_model: bool = True
+    adapter: str = "none"
+    """lora · dora: low-rank updates of the language model's linear layers instead of its weights;
+    its embeddings, head and norms stay as they are."""
+    lora_rank: int = 64
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.05
 
     # the data
     batch: int = 128
@@ -76,6 +93,13 @@ class Recipe:
     pictures."""
     group_batches: int = 32
     """Batches that are shuffled together before they are sorted by length."""
+    pack: int = 0
+    """Positions of a row that holds several samples, which do not see each other; 0: a row for
+    each sample. Replaces micro_batch and changes no loss."""
+    answer_order: str = "data"
+    """Of ScienceQA: the answer before its reasoning, behind it, or as the data has it."""
+    val_samples: int = 0
+    """Samples held out of training, drawn by the seed, to measure the loss on."""
     seed: int = 0
 
     # the optimizer (AdamW)
@@ -121,6 +145,15 @@ class Recipe:
     """Seconds between checkpoints; 0: never by time."""
     keep: int = 2
     """Checkpoints kept."""
+    async_save: bool = True
+    """Write checkpoints beside the next steps; costs memory for one copy of what is trained."""
+    val_every: int = 0
+    """Steps between measurements on the samples held out; 0: at the end only."""
+    val_answers: int = 4
+    """Samples held out that the model also answers, for people to read."""
+    broken_limit: int = 0
+    """Samples whose picture is missing or cannot be decoded that are left out, counted and named;
+    one more stops the run."""
     export_dtype: str = "float32"
 
     def trains(self, module: str) -> bool:
@@ -133,8 +166,13 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """Digest of every field that decides what is learnt."""
-        deciding = {key: value for key, value in asdict(self).items() if key not in FREE}
+        deciding = self.deciding()
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide what is learnt."""
+        new = {key for key in LATER if getattr(self, key) == getattr(Recipe, key)}
+        return {key: v for key, v in asdict(self).items() if key not in FREE and key not in new}
 
     def to_toml(self) -> str:
         """The recipe as a TOML file."""
@@ -227,7 +265,7 @@ def _checked(recipe: Recipe) -> Recipe:
         value = getattr(recipe, key)
         if value not in choices:
             raise UsageError(f"{key} = {value!r} is not known", f"one of: {', '.join(choices)}")
-    for key in ("batch", "micro_batch", "max_length", "workers", "prefetch", "keep"):
+    for key in ("batch", "micro_batch", "max_length", "workers", "prefetch", "keep", "lora_rank"):
         if getattr(recipe, key) < 1:
             raise UsageError(f"{key} must be at least 1", f"give {key} = 1 or more")
     for field in fields(recipe):
@@ -240,7 +278,26 @@ def _checked(recipe: Recipe) -> Recipe:
             raise UsageError(f"{field.name} = {value} is below zero", "give 0 or more")
     if not any(recipe.trains(module) for module in MODULES):
         raise UsageError("the recipe trains nothing", "set one of train_... = true")
+    _check_adapter(recipe)
     return recipe
+
+
+def _check_adapter(recipe: Recipe) -> None:
+    if recipe.stage == "lora" and recipe.adapter == "none":
+        raise UsageError("stage lora without an adapter", "use --set adapter=lora, or stage2")
+    if recipe.adapter == "none":
+        return
+    if not recipe.train_language_model:
+        raise UsageError(
+            "an adapter for a language model that is not trained", "set train_language_model=true"
+        )
+    if recipe.lora_dropout >= 1:
+        raise UsageError(f"lora_dropout = {recipe.lora_dropout} drops all", "give less than 1")
+    if recipe.adapter == "qlora":
+        raise UsageError(
+            "QLoRA needs bitsandbytes on a CUDA GPU, which this release does not drive",
+            "use --set adapter=lora --set frozen_dtype=bfloat16: half the memory of float32",
+        )
 
 
 def _close(name: str, known: Iterable[str], what: str) -> str:

@@ -1,0 +1,199 @@
+"""One optimizer step: forward, loss, backward, update, and what makes it quick.
+
+The loss of a global batch is the sum over all its answer tokens divided by their number, however
+the batch is cut into micro-batches and shared between processes. Not here: which samples make up
+the batch (`dataset.py`), when state is saved (`loop.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llava_cli.errors import LlavaError, OutOfMemory
+from llava_train import attention
+from llava_train.assemble import Parts
+from llava_train.labels import IGNORE_INDEX
+from llava_train.loader import Batch
+from llava_train.parallel import Group
+from llava_train.recipe import MODULES, Recipe
+from llava_train.runlog import StepLog
+
+
+class NotFinite(LlavaError):
+    """The loss or the gradient of a step is no number; the weights are those before the step."""
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """What stays the same from step to step."""
+
+    parts: Parts
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    total: int
+    """Steps of the whole run, for the schedule."""
+    group: Group = Group()
+
+    def step(self, number: int, micro_batches: Sequence[Batch]) -> StepLog:
+        """One update from the global batch, of which these are this process's micro-batches.
+
+        Raises NotFinite before anything is changed, OutOfMemory where a batch does not fit.
+        """
+        began = time.perf_counter()
+        factor = lr_factor(self.recipe, number, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        counts = [0.0, 0.0]
+        for batch in micro_batches:
+            counts = [counts[0] + batch.answer_tokens, counts[1] + batch.tokens]
+        answers, tokens = (int(count) for count in self.group.sums(counts))
+        self._modes()
+        try:
+            loss = self._backward(number, micro_batches, max(1, answers))
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"step {number} did not fit into memory", "lower micro_batch, or max_length"
+            ) from error
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.group.sum_gradients(trained)
+        norm = float(nn.utils.clip_grad_norm_(trained, self.recipe.clip or math.inf))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFinite(
+                f"step {number}: the loss is {loss}, the gradient's norm {norm}",
+                "lower the learning rate, or use --set precision=float32",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - began
+        return StepLog(number, loss, self.recipe.lr * factor, tokens, answers, norm, seconds)
+
+    def _backward(self, number: int, micro_batches: Sequence[Batch], answers: int) -> float:
+        """Gradients of the step; the loss of the global batch."""
+        device = self.group.device
+        loss = torch.zeros((), device=device)
+        for batch in micro_batches:
+            if not batch.samples or not batch.answer_tokens:  # all its pictures were broken
+                continue
+            self._seed(number, batch)
+            with autocast(self.recipe, device):
+                part = answer_loss(self.parts.model, batch.to(device)) / answers
+            if part.requires_grad:
+                part.backward()
+            loss += part.detach()
+        return self.group.sums([float(loss)])[0]
+
+    def _seed(self, number: int, batch: Batch) -> None:
+        """Dropout by seed, step and sample: whatever was drawn before, in whatever process."""
+        if self.recipe.adapter != "none" and self.recipe.lora_dropout:
+            mixed = np.random.SeedSequence([self.recipe.seed, number, batch.samples[0]])
+            torch.manual_seed(int(mixed.generate_state(1)[0]))
+
+    def _modes(self) -> None:
+        self.parts.model.train()
+        if not self.recipe.train_vision_tower:
+            self.parts.module("vision_tower").eval()
+
+
+def speed_up(parts: Parts, recipe: Recipe, device: torch.device) -> None:
+    """What changes how fast or in how little memory the same numbers come out."""
+    language_model = parts.model.model.language_model
+    if device.type == "cpu" and recipe.precision == "bfloat16":
+        attention.use(language_model)
+    if recipe.gradient_checkpointing:
+        model = parts.model  # older releases of transformers know it by its former name
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
+    if recipe.compile:
+        language_model.compile(dynamic=True)
+
+
+def build_optimizer(parts: Parts, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with a learning rate per module, and no decay on biases and norms."""
+    groups = []
+    for name in MODULES:
+        parameters = parts.parameters(name)
+        for decays in (True, False):
+            chosen = [p for _, p in parameters if (p.dim() > 1) == decays]
+            if chosen:
+                decay = recipe.weight_decay if decays else 0.0
+                lr = recipe.lr_of(name)
+                groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    return torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
+
+
+def lr_factor(recipe: Recipe, step: int, total: int) -> float:
+    """Share of the learning rate at a step (the first is 1)."""
+    warmup = math.ceil(recipe.warmup * total)
+    if step <= warmup:
+        return step / warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    done = (step - 1 - warmup) / max(1, total - warmup)
+    shape = 1 - done if recipe.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return recipe.min_lr + (1 - recipe.min_lr) * shape
+
+
+def answer_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Sum of the cross-entropy over the answer tokens of a micro-batch.
+
+    Equal to LlavaForConditionalGeneration's own loss times the number of answer tokens, but with
+    logits only where the next token bears loss, and without an attention mask: padding stands on
+    the right, causal attention never looks there, and its positions bear no loss.
+    """
+    hidden = model.model.language_model(
+        inputs_embeds=embedded(model, batch), position_ids=batch.positions, use_cache=False
+    ).last_hidden_state  # (B, S, D)
+    targets = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    kept = targets != IGNORE_INDEX
+    logits = model.lm_head(hidden[kept])  # (answers, V)
+    return functional.cross_entropy(logits.float(), targets[kept], reduction="sum")
+
+
+def embedded(model: Any, batch: Batch) -> torch.Tensor:
+    """(B, S, D): what the language model reads, pictures in their places."""
+    embeddings = model.get_input_embeddings()(batch.ids)  # (B, S, D)
+    seen = batch.features
+    if seen is None and batch.pixels is not None:
+        seen = tower_features(model, batch.pixels)
+    if seen is not None:
+        features = model.model.multi_modal_projector(seen)  # (P, N, D)
+        slots = (batch.ids == model.config.image_token_index).unsqueeze(-1)
+        embeddings = embeddings.masked_scatter(slots, features.to(embeddings.dtype))
+    return embeddings
+
+
+def tower_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """(P, N, V): what the connector reads of pictures (P, 3, H, W)."""
+    tower = model.model.vision_tower
+    trained = next(tower.parameters()).requires_grad
+    with nullcontext() if trained else torch.no_grad():
+        hidden = tower_states(tower, pixels, model.config.vision_feature_layer)
+    return hidden[:, 1:] if model.config.vision_feature_select_strategy == "default" else hidden
+
+
+def tower_states(tower: Any, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+    """(P, 1 + N, V): hidden state `layer` of a CLIP tower; later layers are not run."""
+    depth = layer if layer >= 0 else len(tower.encoder.layers) + 1 + layer
+    dtype = tower.embeddings.patch_embedding.weight.dtype
+    hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels.to(dtype)))
+    for block in tower.encoder.layers[:depth]:
+        hidden = block(hidden, None)
+    return hidden
+
+
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 matrix products over float32 weights, if the recipe says so."""
+    if recipe.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
