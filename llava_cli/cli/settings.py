@@ -70,6 +70,8 @@ def size_bytes(value: str) -> int:
     unit = match[2].upper()
     base = 1000 if unit.endswith("B") and len(unit) == 2 else 1024
     return int(float(match[1]) * base ** " KMGT".index(unit[:1] or " "))
+
+
 def _switch(value: str) -> int | None:
     """1 or 0 for what people write to turn something on or off."""
     known = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
