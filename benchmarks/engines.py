@@ -57,7 +57,7 @@ def answer(engine: Any, talk: Conversation) -> tuple[int | None, ...]:
 def compare(model: str | None, n: int, seed: int) -> Iterator[tuple[str, str]]:
     """Rows of the report: what was compared, and the outcome."""
     files = models.resolve(model, engine="torch")
-    torch = engines.load(files, engine="torch", dtype="float32")
+    torch: Any = engines.load(files, engine="torch", dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         exact_path = Path(folder) / "f32"
         convert(files.path, exact_path, outtypes=("f32",), mmproj_outtype="f32")

@@ -112,7 +112,7 @@ def license_of(folder: Path) -> str | None:
 def _scan() -> Any:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
-    from huggingface_hub.utils import HFCacheInfo
+    from huggingface_hub.utils._cache_manager import HFCacheInfo
 
     try:
         return scan_cache_dir(cache.root())

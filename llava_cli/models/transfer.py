@@ -30,7 +30,7 @@ def fetch_blob(repo: str, commit: str, file: RemoteFile, on_bytes: OnBytes) -> P
     Raises ModelNotFound where the Hub does not give it, ModelInvalid where what it gives is not
     the file that it announced.
     """
-    from huggingface_hub.utils import WeakFileLock
+    from huggingface_hub.utils._fixes import WeakFileLock
 
     folder = cache.repo_folder(repo)
     blob = folder / "blobs" / file.checksum
@@ -91,7 +91,8 @@ def _fill(repo: str, commit: str, file: RemoteFile, part: Path, on_bytes: OnByte
 def _stream(repo: str, commit: str, file: RemoteFile, out: BinaryIO, on_bytes: OnBytes) -> None:
     """One request for what is missing; the Hub's signed address is asked for anew each time."""
     from huggingface_hub import constants, get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
 
     start = out.tell()
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}

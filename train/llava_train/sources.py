@@ -140,7 +140,8 @@ def _json(path: Path) -> Iterator[Record]:
 
 def _tar(path: Path) -> Iterator[Record]:
     """webdataset: neighbouring members of one stem are a sample; .txt is a picture's caption."""
-    stem, record, pictures = "", None, []
+    stem, record = "", None
+    pictures: list[Any] = []
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:

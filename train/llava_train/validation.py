@@ -106,7 +106,8 @@ class Validation:
 def _greedy(model: Any, prompt: Batch, ends: set[int]) -> list[int]:
     """Ids of an answer, without the one that ends it."""
     inputs = embedded(model, prompt)  # (1, S, D)
-    past, said = None, []
+    past: Any = None
+    said: list[int] = []
     while len(said) < _LONGEST:
         out = model.model.language_model(inputs_embeds=inputs, past_key_values=past, use_cache=True)
         past = out.past_key_values

@@ -166,7 +166,7 @@ class Context:
         buffer = np.empty(size, np.uint8)  # not zeroed: it may be hundreds of megabytes
         data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         written = lib.llama_state_seq_get_data(self._context, data, size, sequence)
-        return memoryview(buffer)[:written]
+        return memoryview(buffer.data)[:written]
 
     def state_bytes(self, sequence: int) -> int:
         """How large `state` is."""

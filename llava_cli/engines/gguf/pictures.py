@@ -156,7 +156,7 @@ class Pictures:
         cache, seconds = self._cache, time.perf_counter() - started
         if cache is not None and cache.worth_keeping(seconds, rows.nbytes):
             meta = {"size": list(pixels.size), "tokens": len(rows)}
-            cache.put(KIND, self._key(picture), meta, memoryview(rows).cast("B"))
+            cache.put(KIND, self._key(picture), meta, memoryview(rows.data).cast("B"))
         return rows
 
     def _encode(self, encoder: ImageEncoder, pixels: PILImage) -> Rows:

@@ -65,7 +65,7 @@ def test_a_conversation_with_keys(picture: Path) -> None:
 
 
 def test_ctrl_c_stops_the_answer_only() -> None:
-    with chat("--markdown", "never", script=["so far", *[0.05, "."] * 400, "never"]) as terminal:
+    with chat("--markdown", "never", script=["so far", *([0.05, "."] * 400), "never"]) as terminal:
         terminal.expect(">")
         terminal.send("tell me\r")
         terminal.expect("so far")
@@ -125,7 +125,7 @@ def test_no_escape_byte_where_none_is_wanted(plain: dict[str, str]) -> None:
 def test_ctrl_c_on_a_pipe_ends_it_with_130() -> None:
     process = subprocess.Popen(
         [sys.executable, str(FAKE), "chat", "-q"],
-        env=process_environment(["so far", *[0.05, "."] * 400]),
+        env=process_environment(["so far", *([0.05, "."] * 400)]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -252,7 +252,7 @@ def test_a_full_disk_is_found_before_the_first_byte(
     server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(ModelNotFound, match="disk is full") as caught:
         pulled()
     assert server.sent() == [] and "HF_HOME" in caught.value.hint

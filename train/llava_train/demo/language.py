@@ -171,7 +171,7 @@ def train_language_model(out: Path, settings: LanguageSettings) -> None:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=2048,
-        rope_theta=settings.rope_theta,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         rms_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
