@@ -36,7 +36,10 @@ def test_a_killed_pull_is_resumed_by_the_next(
         hub.faults = [Fault("/blob/", hold_after=1_000_000)]
         env = process_environment(None, hub_server.environment(hub, tmp_path))
         command = [sys.executable, "-m", "llava_cli", "pull", "org/name"]
-        first = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        first = subprocess.Popen(
+            command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+            preexec_fn=_hears_ctrl_c,
+        )  # fmt: skip
         assert hub.held.wait(100)
         part = wait_for_part(tmp_path)
         first.send_signal(sign)
@@ -53,6 +56,11 @@ def test_a_killed_pull_is_resumed_by_the_next(
     assert not list(blobs.glob("*.incomplete"))
     snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / hub_server.COMMIT
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == files
+
+
+def _hears_ctrl_c() -> None:
+    """Also where the tests themselves run in the background, in which shells ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_part(home: Path) -> Path:
