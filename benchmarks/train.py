@@ -116,7 +116,8 @@ def data(shape: Shape, recipe: Recipe, folder: Path, samples: int) -> EncodedDat
         noise = PIL.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         noise.resize((side + 40, side), PIL.Resampling.BICUBIC).save(folder / f"{number}.jpg")
     positions = (side // shape.vision["patch_size"]) ** 2
-    rows, loss, lengths, images = [], [], [], []
+    rows, loss, lengths = [], [], []
+    images: list[tuple[Picture, ...]] = []
     low, high = shape.texts
     for number in range(samples):
         whole = recipe.train_language_model

@@ -47,8 +47,8 @@ class Grid:
         llama.cpp's own key holds (width, height), ours (height, width) as transformers has it.
         """
         flat = metadata.get("llava.image_grid_pinpoints")
-        turned = metadata.get("clip.vision.image_grid_pinpoints")
-        if flat is None and turned is None:
+        values = metadata.get("clip.vision.image_grid_pinpoints") if flat is None else flat
+        if values is None:
             return None
         size, patch = metadata["clip.vision.image_size"], metadata["clip.vision.patch_size"]
         ratio = metadata.get("llava.vision_aspect_ratio", "anyres")
@@ -58,7 +58,6 @@ class Grid:
                 f"tiles of the kind {ratio} with {merge} are not supported",
                 "use a LLaVA-1.5 or LLaVA-1.6 model",
             )
-        values = flat if flat is not None else turned
         pairs = list(zip(values[::2], values[1::2], strict=False))
         if flat is None:
             pairs = [(height, width) for width, height in pairs]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_cli.cli.options import common
-from llava_cli.errors import MissingDependency
 from llava_cli.terminal.safe import one_line
 from llava_cli.terminal.streams import note, takes_escapes
 
@@ -26,17 +24,18 @@ _EVERY = 10
 @contextmanager
 def watching(curves: Path | None) -> Iterator[Watch]:
     """What the loop is to call. `curves`: the run whose TensorBoard files are written too."""
+    from llava_train import curves as tensorboard
     from llava_train.loop import Watch
 
-    writer = None if curves is None else _tensorboard(curves)
+    writer = None if curves is None else tensorboard.writer(curves)
     moving = takes_escapes(sys.stderr) and not common().quiet
     shown = _Bar() if moving and not common().verbose else _Lines()
     try:
         yield Watch(
             note=shown.say,
             on_start=shown.start,
-            on_step=_both(shown.step, writer, _step_curves),
-            on_validation=_both(shown.validation, writer, _validation_curves),
+            on_step=_both(shown.step, writer, tensorboard.step),
+            on_validation=_both(shown.validation, writer, tensorboard.validation),
         )
     finally:
         shown.close()
@@ -128,25 +127,3 @@ def _both(show: Any, writer: Any, write: Any) -> Any:
             write(writer, line)
 
     return call
-
-
-def _tensorboard(run: Path) -> Any:
-    if find_spec("tensorboard") is None:
-        raise MissingDependency("--tensorboard needs tensorboard", "pip install tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run / "tensorboard"))
-
-
-def _step_curves(writer: Any, line: StepLog) -> None:
-    for name in ("loss", "lr", "grad_norm", "tokens", "data_wait", "mfu"):
-        value = getattr(line, name)
-        if value is not None:
-            writer.add_scalar(name, value, line.step)
-
-
-def _validation_curves(writer: Any, line: ValidationLog) -> None:
-    writer.add_scalar("held_out/loss", line.loss, line.step)
-    for answer in line.answers:
-        text = f"{answer.question} -> {answer.answer} (expected {answer.expected})"
-        writer.add_text(answer.sample, text, line.step)

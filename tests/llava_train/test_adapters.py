@@ -78,6 +78,7 @@ def test_a_fresh_adapter_changes_nothing_and_merges_away(align: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's call
 def test_the_adapter_alone_is_peft_s_and_equals_the_merged_model(
     align: Path, talks: Path, pictures: Path, tmp_path: Path, kind: str
 ) -> None:

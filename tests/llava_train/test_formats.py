@@ -117,7 +117,8 @@ def test_chatml_bears_loss_on_answers_and_what_ends_them(chatml: Any, name: str)
     marks = {m: chatml.convert_tokens_to_ids(m) for m in ("<image>", "<|im_start|>", "<|im_end|>")}
     for number in range(COUNT):
         segments = rendered(sample_of(record(rng), str(number)), FORMATS[name])
-        ids, labels = [], []
+        ids: list[int] = []
+        labels: list[int] = []
         for piece in re.split(r"(<image>|<\|im_start\|>|<\|im_end\|>)", prompt_text(segments)):
             answers = piece.startswith("assistant\n")
             if piece in marks:

@@ -24,6 +24,8 @@ RECIPE = Recipe(
     batch=6, micro_batch=2, lr=3e-3, steps=5, workers=1, prefetch=1, save_every=2, grouping="none",
     precision="float32", weight_decay=0.1,
 )  # fmt: skip
+SUMS = 5e-6
+"""Gradients are summed in another order, and AdamW divides what is left by its own size."""
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -87,7 +89,7 @@ def test_two_processes_learn_what_one_learns(
         recipe, model=language_model, vision_tower=vision_tower, data=[talks], images=pictures,
         output=tmp_path / "one",
     )  # fmt: skip
-    assert farthest(tmp_path / "one", tmp_path / "two") < 1e-6
+    assert farthest(tmp_path / "one", tmp_path / "two") < SUMS
     assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 5
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
 
@@ -104,7 +106,7 @@ def test_one_process_goes_on_where_two_stopped(
             RECIPE, model=language_model, vision_tower=vision_tower, data=[talks],
             images=pictures, output=tmp_path / output,
         )  # fmt: skip
-    assert farthest(tmp_path / "one", tmp_path / "run") < 1e-6
+    assert farthest(tmp_path / "one", tmp_path / "run") < SUMS
 
 
 def test_torchruns_variables_must_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:

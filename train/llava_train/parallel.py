@@ -102,6 +102,7 @@ def group(device: str | None) -> Iterator[Group]:
         distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
         yield Group(rank, size, where)
+        distributed.barrier()  # nobody leaves while another still waits for it
     finally:
         if not started:
             distributed.destroy_process_group()

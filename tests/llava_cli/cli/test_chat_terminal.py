@@ -19,6 +19,7 @@ from tests.llava_cli.terminals import Terminal
 CTRL_C, CTRL_D, UP, TAB = "\x03", "\x04", "\x1b[A", "\t"
 ALT_ENTER = "\x1b\r"
 PASTE = "\x1b[200~{}\x1b[201~"
+SLOWLY: list[str | float] = [0.05, "."] * 400
 
 
 def chat(*arguments: str, script: list[str | float], **more: str) -> Terminal:
@@ -65,7 +66,7 @@ def test_a_conversation_with_keys(picture: Path) -> None:
 
 
 def test_ctrl_c_stops_the_answer_only() -> None:
-    with chat("--markdown", "never", script=["so far", *([0.05, "."] * 400), "never"]) as terminal:
+    with chat("--markdown", "never", script=["so far", *SLOWLY, "never"]) as terminal:
         terminal.expect(">")
         terminal.send("tell me\r")
         terminal.expect("so far")
@@ -125,7 +126,7 @@ def test_no_escape_byte_where_none_is_wanted(plain: dict[str, str]) -> None:
 def test_ctrl_c_on_a_pipe_ends_it_with_130() -> None:
     process = subprocess.Popen(
         [sys.executable, str(FAKE), "chat", "-q"],
-        env=process_environment(["so far", *([0.05, "."] * 400)]),
+        env=process_environment(["so far", *SLOWLY]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -40,7 +40,8 @@ class LoopbackJudge:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def _answer(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
-        status, body = 200, reply
+        status = 200
+        body: Any = reply
         if isinstance(reply, tuple):
             status, body = reply
         elif isinstance(reply, float):

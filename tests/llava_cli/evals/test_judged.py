@@ -101,7 +101,10 @@ def test_mm_vet_reads_a_table_of_grades_and_refuses_predictions(desk: Desk) -> N
     table = desk.text("g.csv", "id,score\r\nv1_0,1.0\r\nv1_1,0.4\r\n2,0.1\r\n")
     result = desk.score("mm-vet", table, mmvet_gold(desk))
     assert result.metrics["mean_score"] == pytest.approx(50)
-    for bad in ({"v1_0": "an answer"}, {"v1_0": {"score": [1.5]}}, {"v1_0": {"score": []}}):
+    wrong: list[dict[str, Any]] = [
+        {"v1_0": "an answer"}, {"v1_0": {"score": [1.5]}}, {"v1_0": {"score": []}},
+    ]  # fmt: skip
+    for bad in wrong:
         with pytest.raises(DataError, match="v1_0"):
             desk.score("mm-vet", desk.json("p.json", bad), mmvet_gold(desk))
 

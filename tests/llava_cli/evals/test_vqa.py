@@ -17,7 +17,7 @@ def ten(*texts: str) -> list[dict[str, Any]]:
     return [{"answer": a, "answer_confidence": "yes", "answer_id": i} for i, a in enumerate(filled)]
 
 
-def annotations(desk: Desk, *rows: tuple[int, str, list[dict[str, Any]]]) -> Any:
+def vqa_annotations(desk: Desk, *rows: tuple[int, str, list[dict[str, Any]]]) -> Any:
     found = [
         {"question_id": key, "image_id": 1, "answer_type": kind, "answers": answers}
         for key, kind, answers in rows
@@ -26,7 +26,7 @@ def annotations(desk: Desk, *rows: tuple[int, str, list[dict[str, Any]]]) -> Any
 
 
 def test_vqav2_scores_llavas_rows_by_the_processor_and_by_the_organisers(desk: Desk) -> None:
-    gold = annotations(
+    gold = vqa_annotations(
         desk,
         (1, "yes/no", ten("yes", "yes", "no")),  # yes twice: .6
         (2, "number", ten("2")),  # "Two": all ten
@@ -50,7 +50,7 @@ def test_vqav2_scores_llavas_rows_by_the_processor_and_by_the_organisers(desk: D
 
 
 def test_vqav2_reads_the_upload_format(desk: Desk) -> None:
-    gold = annotations(desk, (1, "other", ten("red")), (2, "other", ten("blue")))
+    gold = vqa_annotations(desk, (1, "other", ten("red")), (2, "other", ten("blue")))
     upload = desk.json(
         "u.json", [{"question_id": 1, "answer": "red"}, {"question_id": 2, "answer": ""}]
     )
@@ -60,7 +60,7 @@ def test_vqav2_reads_the_upload_format(desk: Desk) -> None:
 
 
 def test_uploads_reach_the_official_rule_as_they_are(desk: Desk) -> None:
-    gold = annotations(desk, (1, "other", ten("bob's")))
+    gold = vqa_annotations(desk, (1, "other", ten("bob's")))
     upload = desk.json("u.json", [{"question_id": 1, "answer": "bob's"}])
     assert desk.score("vqav2", upload, gold).metrics["official_accuracy"] == 100
     rows = desk.lines("a.jsonl", [{"question_id": 1, "text": "bob's"}])
@@ -68,7 +68,9 @@ def test_uploads_reach_the_official_rule_as_they_are(desk: Desk) -> None:
 
 
 def test_identical_references_stay_as_they_are_in_the_official_rule(desk: Desk) -> None:
-    gold = annotations(desk, (1, "other", ten("top-left")), (2, "other", ten("top-left", "x", "y")))
+    gold = vqa_annotations(
+        desk, (1, "other", ten("top-left")), (2, "other", ten("top-left", "x", "y"))
+    )
     rows = [{"question_id": 1, "text": "top left"}, {"question_id": 2, "text": "top left"}]
     result = desk.score("vqav2", desk.lines("a.jsonl", rows), gold)
     assert result.metrics["official_accuracy"] == pytest.approx(100 * (0 + 0.3) / 2)
@@ -76,7 +78,7 @@ def test_identical_references_stay_as_they_are_in_the_official_rule(desk: Desk) 
 
 
 def test_mark_windows_line_ends_blank_lines_and_no_last_newline(desk: Desk) -> None:
-    gold = annotations(desk, (1, "other", ten("red")), (2, "other", ten("blue")))
+    gold = vqa_annotations(desk, (1, "other", ten("red")), (2, "other", ten("blue")))
     first = '\ufeff{"question_id": 1, "text": "red", "more": [1]}\r\n\r\n'
     text = first + '{"text": "blue", "question_id": "2"}'
     result = desk.score("vqav2", desk.text("a.jsonl", text), gold)
@@ -97,7 +99,7 @@ def test_mark_windows_line_ends_blank_lines_and_no_last_newline(desk: Desk) -> N
     ],
 )
 def test_a_bad_row_is_an_error_that_names_file_and_line(desk: Desk, row: str, said: str) -> None:
-    gold = annotations(desk, (1, "other", ten("red")), (7, "other", ten("red")))
+    gold = vqa_annotations(desk, (1, "other", ten("red")), (7, "other", ten("red")))
     path = desk.text("a.jsonl", '{"question_id": 7, "text": "red"}\n' + row + "\n")
     with pytest.raises(DataError, match="a.jsonl, line 2: ") as error:
         desk.score("vqav2", path, gold)
@@ -105,7 +107,7 @@ def test_a_bad_row_is_an_error_that_names_file_and_line(desk: Desk, row: str, sa
 
 
 def test_a_repeated_row_is_remarked_on(desk: Desk) -> None:
-    gold = annotations(desk, (1, "other", ten("red")))
+    gold = vqa_annotations(desk, (1, "other", ten("red")))
     path = desk.lines("a.jsonl", [{"question_id": 1, "text": "red"}] * 3)
     result = desk.score("vqav2", path, gold)
     assert result.protocol["warnings"] == [
@@ -114,14 +116,14 @@ def test_a_repeated_row_is_remarked_on(desk: Desk) -> None:
 
 
 def test_predictions_of_something_else_and_empty_files_are_errors(desk: Desk) -> None:
-    gold = annotations(desk, (1, "other", ten("red")))
+    gold = vqa_annotations(desk, (1, "other", ten("red")))
     for rows in ([], [{"question_id": 5, "text": "red"}]):
         with pytest.raises(DataError, match="no prediction for any item"):
             desk.score("vqav2", desk.lines("a.jsonl", rows), gold)
 
 
 def test_okvqa_cleans_as_pica_does_and_scores_as_the_organisers_do(desk: Desk) -> None:
-    gold = annotations(desk, (1, "other", ten("race", "race", "track")), (2, "other", ten("2")))
+    gold = vqa_annotations(desk, (1, "other", ten("race", "race", "track")), (2, "other", ten("2")))
     upload = desk.json(
         "o.json",
         [{"answer": "To the race.", "question_id": "1"}, {"answer": "two", "question_id": 2}],
@@ -241,7 +243,7 @@ def test_large_annotations_are_read_element_by_element(desk: Desk, monkeypatch: 
     from llava_cli.evals import json_stream
 
     monkeypatch.setattr(json_stream, "CHUNK", 7)
-    gold = annotations(desk, *[(n, "other", ten("red")) for n in range(30)])
+    gold = vqa_annotations(desk, *[(n, "other", ten("red")) for n in range(30)])
     pred = desk.json("u.json", [{"question_id": n, "answer": "red"} for n in range(30)])
     assert desk.score("vqav2", pred, gold).metrics["accuracy"] == 100
 

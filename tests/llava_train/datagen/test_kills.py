@@ -115,5 +115,7 @@ def test_an_interrupted_run_waits_for_what_is_paid_and_goes_on(tmp_path: Path) -
         assert process.returncode == 130, err
         asked = len(server.asked)
         assert len(stored(out, tmp_path / "copy")) == asked == sum(server.answered.values())
-        assert start(captions, out, server).wait(200) == 0
+        again = start(captions, out, server)
+        again.communicate(timeout=200)
+        assert again.returncode == 0
     assert set(server.seen.values()) == {1}

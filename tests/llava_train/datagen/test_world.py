@@ -78,5 +78,5 @@ def test_training_reads_what_was_generated(world: Path, tmp_path: Path) -> None:
         assert main(["data", "generate", "--captions", str(world / "captions.json"), *options]) == 0
     found = read([out / "instruct.json"])
     assert len(found) == len(read_lines(out / "instruct.jsonl"))
-    assert all(sample.image_turn == 0 and "<image>" not in sample.turns[0][1] for sample in found)
-    assert all((world / str(sample.image)).is_file() for sample in found)
+    assert all(sample.image_turns == (0,) for sample in found)
+    assert all((world / str(sample.images[0])).is_file() for sample in found)
