@@ -307,7 +307,7 @@ def test_several_types_are_written_in_one_call(bpe_model: Path, tmp_path: Path) 
             "image_newline",
         ),
         ({"model_type": "llava_onevision", "architectures": None}, "multiples"),
-        ({"architectures": ["LlavaLlamaForCausalLM"]}, "mm_vision_select_layer"),
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "known by its shape"),
         ({"model_type": "qwen2_vl", "architectures": ["Qwen2VL"]}, "Qwen2VL"),
         ({"vision__model_type": "dinov2"}, "dinov2"),
         ({"text__model_type": "gemma"}, "gemma"),

@@ -64,7 +64,7 @@ def test_the_projects_file_is_the_nearest(
     ("arguments", "said"),
     [
         (["engin", "gguf"], "did you mean engine?"),
-        (["engine", "ggufff"], "auto, gguf or torch"),
+        (["engine", "ggufff"], "auto, gguf, torch or server"),
         (["threads", "0"], "1 to 1024"),
         (["engine"], "give a VALUE"),
         (["engine", "gguf", "--unset"], "give a VALUE"),
