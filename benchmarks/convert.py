@@ -29,6 +29,9 @@ from typing import Any
 
 import numpy as np
 
+# Or gguf.py beside this script would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 Shapes = dict[str, tuple[int, ...]]
 SHARD_BYTES = 4_900_000_000
 

@@ -17,16 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+# The folder of a script comes first: gguf.py beside this one would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from llava_cli import engines, models
-from llava_cli.conversation import Conversation
-from llava_cli.engines.base import Sampling
-from llava_cli.images import Image
-from llava_convert.conversion import convert
-from llava_train.demo.evaluate import SEED
-from llava_train.scene_questions import as_typed, conversation, detail, reasoning
-from llava_train.scenes import sample_scene
+import numpy as np  # noqa: E402
+
+from llava_cli import engines, models  # noqa: E402
+from llava_cli.conversation import Conversation  # noqa: E402
+from llava_cli.engines.base import Sampling  # noqa: E402
+from llava_cli.images import Image  # noqa: E402
+from llava_convert.conversion import convert  # noqa: E402
+from llava_train.demo.evaluate import SEED  # noqa: E402
+from llava_train.scene_questions import conversation, detail, reasoning  # noqa: E402
+from llava_train.scene_wording import as_typed  # noqa: E402
+from llava_train.scenes import sample_scene  # noqa: E402
 
 STREAM = 3
 """Distinguishes the random numbers of the questions from those of the pictures."""

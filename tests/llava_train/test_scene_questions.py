@@ -18,8 +18,9 @@ from llava_train.demo.evaluate import (
     score_scene,
 )
 from llava_train.scene_phrases import UNUSUAL
-from llava_train.scene_questions import Turn, conversation, detail, reasoning
+from llava_train.scene_questions import conversation, detail, reasoning
 from llava_train.scene_text import captions, detail_answer, unusual_answer
+from llava_train.scene_wording import Turn
 from llava_train.scenes import Scene, SceneObject, sample_layout
 
 BOX = (0.0, 0.0, 0.1, 0.1)

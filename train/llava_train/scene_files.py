@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy as np
 
 from llava_train.scene_phrases import BRIEF
-from llava_train.scene_questions import Turn, as_typed, conversation, detail, reasoning
+from llava_train.scene_questions import conversation, detail, reasoning
 from llava_train.scene_text import captions
+from llava_train.scene_wording import Turn, as_typed
 from llava_train.scenes import Scene, sample_scene
 
 ImageFormat = Literal["png", "jpg"]

@@ -7,13 +7,11 @@ position, presence), detailed description, complex reasoning. Every answer is ex
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
-from llava_train.scene_phrases import ANYTHING, BRIEF, COUNT, DETAIL, SHORT, UNUSUAL, WHY
+from llava_train.scene_phrases import ANYTHING, BRIEF, COUNT, DETAIL, UNUSUAL, WHY
 from llava_train.scene_text import (
     a,
     capital,
@@ -26,24 +24,12 @@ from llava_train.scene_text import (
     unusual_answer,
     unusual_reason,
 )
+from llava_train.scene_wording import Turn, pick, shortened
 from llava_train.scenes import CELLS, COLORS, SHAPES, Scene, SceneObject
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One question with its true answer; `topic` is what evaluation groups by."""
-
-    topic: str
-    question: str
-    answer: str
-
-
-def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
-    return values[int(rng.integers(len(values)))]
-
-
 def _count(scene: Scene, rng: np.random.Generator) -> Turn:
-    return Turn("count", _pick(rng, COUNT), counted(len(scene.objects), "", "shape"))
+    return Turn("count", pick(rng, COUNT), counted(len(scene.objects), "", "shape"))
 
 
 def _count_some(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -51,7 +37,7 @@ def _count_some(scene: Scene, rng: np.random.Generator) -> Turn:
     by_color = rng.random() < 0.5
     values = [o.color if by_color else o.shape for o in scene.objects]
     every = list(COLORS) if by_color else list(SHAPES)
-    value = _pick(rng, values) if rng.random() < 0.75 else _pick(rng, every)
+    value = pick(rng, values) if rng.random() < 0.75 else pick(rng, every)
     adjective, noun = (value, "shape") if by_color else ("", value)
     ask = (
         "How many {} are there?",
@@ -64,7 +50,7 @@ def _count_some(scene: Scene, rng: np.random.Generator) -> Turn:
         things = things.replace("shapes", "objects")
     return Turn(
         "count of a kind",
-        _pick(rng, ask).format(things),
+        pick(rng, ask).format(things),
         counted(values.count(value), adjective, noun),
     )
 
@@ -85,16 +71,16 @@ def _unique_name(
         for way in ways
         if [said(x, way) for x in scene.objects].count(said(o, way)) == 1
     ]
-    return _pick(rng, names) if names else None
+    return pick(rng, names) if names else None
 
 
 def _color(scene: Scene, rng: np.random.Generator) -> Turn:
     """The colour of an object named by its shape or by its place."""
     o = scene.objects[int(rng.integers(len(scene.objects)))]
     name = _unique_name(scene, o, color=False, rng=rng)
-    word = _pick(rng, ("color", "color", "colour"))
+    word = pick(rng, ("color", "color", "colour"))
     if name and rng.random() < 0.6:
-        ask = _pick(
+        ask = pick(
             rng,
             (
                 "What {} is the {}?",
@@ -104,7 +90,7 @@ def _color(scene: Scene, rng: np.random.Generator) -> Turn:
             ),
         )
         return Turn("color", ask.format(word, name), f"The {name} is {o.color}.")
-    ask = _pick(
+    ask = pick(
         rng,
         (
             "What {} is the shape in the {}?",
@@ -119,7 +105,7 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Turn:
     """The shape at a place, or of a colour that occurs once."""
     o = scene.objects[int(rng.integers(len(scene.objects)))]
     if [x.color for x in scene.objects].count(o.color) == 1 and rng.random() < 0.4:
-        ask = _pick(
+        ask = pick(
             rng,
             (
                 "What shape is the {} object?",
@@ -128,7 +114,7 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Turn:
             ),
         )
         return Turn("shape", ask.format(o.color), f"The {o.color} shape is {a(o.shape)}.")
-    ask = _pick(
+    ask = pick(
         rng,
         (
             "What shape is in the {}?",
@@ -143,8 +129,8 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Turn:
 def _place_content(scene: Scene, rng: np.random.Generator) -> Turn:
     """What is at a place, empty ones too."""
     taken = {o.place: o for o in scene.objects}
-    place = _pick(rng, list(taken)) if rng.random() < 0.65 else _pick(rng, CELLS)
-    ask = _pick(
+    place = pick(rng, list(taken)) if rng.random() < 0.65 else pick(rng, CELLS)
+    ask = pick(
         rng,
         (
             "What is in the {}?",
@@ -177,21 +163,19 @@ def _position(scene: Scene, rng: np.random.Generator) -> Turn:
     ]
     if named and rng.random() < 0.85:
         o, name = named[int(rng.integers(len(named)))]
-        return Turn("position", _pick(rng, ask).format(name), f"The {name} is in the {o.place}.")
+        return Turn("position", pick(rng, ask).format(name), f"The {name} is in the {o.place}.")
     o = scene.objects[int(rng.integers(len(scene.objects)))]
     same = [x for x in scene.objects if (x.color, x.shape) == (o.color, o.shape)]
     if len(same) > 1 and rng.random() < 0.7:
         kind = f"{o.color} {plural(o.shape)}"
-        question = _pick(rng, ("Where are the {}?", "Where are the {} in the picture?")).format(
-            kind
-        )
+        question = pick(rng, ("Where are the {}?", "Where are the {} in the picture?")).format(kind)
         return Turn(
             "positions", question, f"The {kind} are in the {joined([x.place for x in same])}."
         )
     color, shape = _absent(scene, rng)
     return Turn(
         "absent position",
-        _pick(rng, ask).format(f"{color} {shape}"),
+        pick(rng, ask).format(f"{color} {shape}"),
         f"There is no {color} {shape}.",
     )
 
@@ -212,7 +196,7 @@ def _position_by_one(scene: Scene, rng: np.random.Generator) -> Turn:
     if not named:
         return _place_content(scene, rng)
     name, o = named[int(rng.integers(len(named)))]
-    ask = _pick(rng, ("Where is the {}?", "In which part of the image is the {}?"))
+    ask = pick(rng, ("Where is the {}?", "In which part of the image is the {}?"))
     return Turn("position", ask.format(name), f"The {name} is in the {o.place}.")
 
 
@@ -228,7 +212,7 @@ def _absent(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     if near and rng.random() < 0.6:
         return near[int(rng.integers(len(near)))]
     while True:
-        color, shape = _pick(rng, list(COLORS)), _pick(rng, SHAPES)
+        color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
         if (color, shape) not in there:
             return color, shape
 
@@ -250,18 +234,18 @@ def _presence(scene: Scene, rng: np.random.Generator) -> Turn:
     elif how < 0.8:
         missing = [s for s in SHAPES if s not in {x.shape for x in scene.objects}]
         yes = yes or not missing
-        thing = o.shape if yes else _pick(rng, missing)
+        thing = o.shape if yes else pick(rng, missing)
     else:
         missing = [c for c in COLORS if c not in {x.color for x in scene.objects}]
         yes = yes or not missing
-        thing = f"{o.color if yes else _pick(rng, missing)} shape"
+        thing = f"{o.color if yes else pick(rng, missing)} shape"
     answer = f"Yes, there is {a(thing)}." if yes else f"No, there is no {thing}."
-    return Turn("presence", _pick(rng, ask).format(a(thing)), answer)
+    return Turn("presence", pick(rng, ask).format(a(thing)), answer)
 
 
 def _size(scene: Scene, rng: np.random.Generator) -> Turn:
     o = scene.objects[int(rng.integers(len(scene.objects)))]
-    ask = _pick(
+    ask = pick(
         rng,
         (
             "How big is the shape in the {}?",
@@ -273,7 +257,7 @@ def _size(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> Turn:
-    ask = _pick(
+    ask = pick(
         rng,
         (
             "What color is the background?",
@@ -286,7 +270,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> Turn:
 
 def _colors(scene: Scene, rng: np.random.Generator) -> Turn:
     there = [c for c in COLORS if c in {o.color for o in scene.objects}]
-    ask = _pick(
+    ask = pick(
         rng,
         (
             "Which colors are there?",
@@ -300,7 +284,7 @@ def _colors(scene: Scene, rng: np.random.Generator) -> Turn:
 
 def brief(scene: Scene, rng: np.random.Generator) -> Turn:
     """A brief description."""
-    return Turn("brief", _pick(rng, BRIEF), f"{capital(group_caption(scene))}.")
+    return Turn("brief", pick(rng, BRIEF), f"{capital(group_caption(scene))}.")
 
 
 Rates = dict[str, float]
@@ -342,23 +326,23 @@ def conversation(scene: Scene, rng: np.random.Generator, rates: Rates = RATES) -
         make = _QUESTIONS[name]
         turns += [make(scene, rng) for _ in range(int(rate + rng.random()))]
     unique = {t.question: t for t in (turns[i] for i in rng.permutation(len(turns)))}
-    return [_shortened(t, rng) if rng.random() < 0.1 else t for t in unique.values()]
+    return [shortened(t, rng) if rng.random() < 0.1 else t for t in unique.values()]
 
 
 def detail(scene: Scene, rng: np.random.Generator) -> Turn:
     """A detailed description."""
-    return Turn("detail", _pick(rng, DETAIL), detail_answer(scene))
+    return Turn("detail", pick(rng, DETAIL), detail_answer(scene))
 
 
 def reasoning(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     """The odd one out and why, asked openly or as yes or no; sometimes with a second turn."""
     if rng.random() < 0.8:
-        turns = [Turn("unusual", _pick(rng, UNUSUAL), unusual_answer(scene))]
+        turns = [Turn("unusual", pick(rng, UNUSUAL), unusual_answer(scene))]
     elif scene.odd is None:
         turns = [
             Turn(
                 "unusual",
-                _pick(rng, ANYTHING),
+                pick(rng, ANYTHING),
                 f"No, nothing is unusual here: {unusual_reason(scene)}.",
             )
         ]
@@ -366,51 +350,13 @@ def reasoning(scene: Scene, rng: np.random.Generator) -> list[Turn]:
         turns = [
             Turn(
                 "unusual",
-                _pick(rng, ANYTHING),
+                pick(rng, ANYTHING),
                 f"Yes, {odd_name(scene)} is unusual: {unusual_reason(scene)}.",
             )
         ]
     if rng.random() < 0.15:
-        turns.append(Turn("why", _pick(rng, WHY), f"Because {unusual_reason(scene)}."))
+        turns.append(Turn("why", pick(rng, WHY), f"Because {unusual_reason(scene)}."))
     return turns
-
-
-def _shortened(turn: Turn, rng: np.random.Generator) -> Turn:
-    """The same question asked for a single word, where the answer has one."""
-    short = {
-        "count": r"There (?:is|are) (\d) ",
-        "color": r"is (\w+)\.$",
-        "shape": r"is an? (\w+)\.$",
-        "position": r"is in the ([\w ]+)\.$",
-        "presence": r"^(Yes|No),",
-        "size": r"is (\w+)\.$",
-    }
-    match = re.search(short[turn.topic], turn.answer) if turn.topic in short else None
-    if not match:
-        return turn
-    space = "\n" if rng.random() < 0.7 else " "
-    return Turn(f"short {turn.topic}", f"{turn.question}{space}{SHORT}", capital(match.group(1)))
-
-
-def as_typed(question: str, rng: np.random.Generator) -> str:
-    """The question as people type it: lower case, no question mark, `image` for `picture`."""
-    if rng.random() < 0.3:
-        question = question[0].lower() + question[1:]
-    if rng.random() < 0.12:
-        question = question.removesuffix("?").removesuffix(".")
-    if rng.random() < 0.2:
-        question = re.sub(
-            r"\b(picture|image)\b",
-            lambda m: _pick(rng, ("image", "picture", "photo", "drawing")),
-            question,
-        )
-    if rng.random() < 0.05:
-        question = (
-            f"Please {question[0].lower()}{question[1:]}"
-            if question.endswith(".")
-            else f"{question} Thanks."
-        )
-    return question
 
 
 def color_question(scene: Scene, rng: np.random.Generator) -> Turn:

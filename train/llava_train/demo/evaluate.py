@@ -19,12 +19,8 @@ import numpy as np
 import PIL.Image
 
 from llava_train.scene_phrases import COUNT, DETAIL, UNUSUAL
-from llava_train.scene_questions import (
-    as_typed,
-    color_question,
-    position_question,
-    presence_question,
-)
+from llava_train.scene_questions import color_question, position_question, presence_question
+from llava_train.scene_wording import as_typed
 from llava_train.scenes import CELLS, COLORS, SHAPES, SIZES, Scene, sample_scene
 
 SEED = 999_000

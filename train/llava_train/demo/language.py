@@ -27,8 +27,9 @@ from llava_cli.conversation import Conversation
 from llava_cli.prompts import FORMATS, prompt_text, render
 from llava_train import attention
 from llava_train.labels import IGNORE_INDEX, Encoder
-from llava_train.scene_questions import as_typed, conversation, detail, reasoning
+from llava_train.scene_questions import conversation, detail, reasoning
 from llava_train.scene_text import captions
+from llava_train.scene_wording import as_typed
 from llava_train.scenes import Scene, sample_layout
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")

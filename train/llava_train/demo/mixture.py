@@ -14,14 +14,8 @@ from typing import Any
 import numpy as np
 
 from llava_train.scene_files import sample
-from llava_train.scene_questions import (
-    RATES,
-    Turn,
-    as_typed,
-    conversation,
-    detail,
-    reasoning,
-)
+from llava_train.scene_questions import RATES, conversation, detail, reasoning
+from llava_train.scene_wording import Turn, as_typed
 from llava_train.scenes import Scene
 
 ASKED = RATES | {
