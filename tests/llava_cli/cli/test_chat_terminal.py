@@ -75,6 +75,7 @@ def test_ctrl_c_stops_the_answer_only() -> None:
         terminal.expect(">")
         terminal.send("/stats\r")
         terminal.expect("tokens/s")
+        terminal.expect(">")  # before the editor reads keys, Ctrl-C would be the terminal's own
         terminal.send(CTRL_C)
         terminal.expect("Ctrl-D leaves")
         terminal.expect(">")  # a key that comes before the editor would be the terminal's own
