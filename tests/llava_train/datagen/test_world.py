@@ -68,7 +68,7 @@ def _boxes_of(rows: list[dict[str, int]]) -> dict[int, int]:
     return counts
 
 
-def test_training_reads_what_was_generated(world: Path, tmp_path: Path) -> None:
+def test_training_learns_from_what_was_generated(world: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from llava_train.dataset import read
 
@@ -80,3 +80,8 @@ def test_training_reads_what_was_generated(world: Path, tmp_path: Path) -> None:
     assert len(found) == len(read_lines(out / "instruct.jsonl"))
     assert all(sample.image_turns == (0,) for sample in found)
     assert all((world / str(sample.images[0])).is_file() for sample in found)
+    steps = ["--max-steps", "1", "--set", "batch=2", "--set", "feature_cache=false"]
+    data = ["--data", str(out / "instruct.json"), "--images", str(world)]
+    run = ["--recipe", "demo-stage2", "--output", str(tmp_path / "run"), "-q"]
+    assert main(["train", "stage2", "--from", "llava-demo", *data, *run, *steps]) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
