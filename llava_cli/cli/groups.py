@@ -23,11 +23,22 @@ class _ExampleFirst(click.Command):
         self.format_help_text(ctx, formatter)
         if self.examples:
             with formatter.section("Examples"):
-                formatter.write_dl(list(self.examples), col_max=64)
+                _write_examples(formatter, self.examples)
         formatter.write_paragraph()
         self.format_usage(ctx, formatter)
         self.format_options(ctx, formatter)
         self.format_epilog(ctx, formatter)
+
+
+def _write_examples(formatter: click.HelpFormatter, examples: Examples) -> None:
+    """Commands with their meaning beside them; above them, where a line would not hold both."""
+    widest = max(len(command) for command, _ in examples) + max(len(what) for _, what in examples)
+    if widest + 4 <= formatter.width:
+        formatter.write_dl(list(examples), col_max=64)
+        return
+    indent = " " * formatter.current_indent
+    for command, what in examples:
+        formatter.write(f"{indent}# {what}\n{indent}{command}\n")
 
 
 class Command(_ExampleFirst):
