@@ -211,11 +211,13 @@ def _run(stage: str, given: dict[str, Any]) -> None:
         return
     from llava_cli.cli.train_progress import watching
     from llava_train.loop import train as run
+    from llava_train.parallel import leave
 
     with watching(given["output"] if curves else None) as watch:
         result = run(recipe, watch=watch, **given)
     if os.environ.get("RANK", "0") == "0":
         _report(result)
+    leave()
 
 
 def _recipe(stage: str, name: str | None, settings: tuple[str, ...]) -> Recipe:

@@ -32,12 +32,14 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from llava_train.loop import train
+from llava_train.parallel import leave
 from llava_train.recipe import parse
 recipe, model, tower, data, pictures, output, stop = sys.argv[1:]
 train(
     parse(Path(recipe).read_text(), recipe), model=model, vision_tower=tower, data=[data],
     images=pictures, output=output, max_steps=int(stop),
 )
+leave()
 """
 
 

@@ -9,6 +9,7 @@ wait for one that does not come. Not here: parameters that are split over proces
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +107,19 @@ def group(device: str | None) -> Iterator[Group]:
     finally:
         if not started:
             distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """End this process at once, if it is one of several that torchrun started.
+
+    Threads of torch's collectives can outlive their group; one that wakes while the interpreter is
+    taken down aborts the process ("terminate called without an active exception") after all its
+    work is done and written. Nothing runs behind this call, no `atexit` function either.
+    """
+    if _number("WORLD_SIZE", 1) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _number(name: str, default: int | None) -> int:
