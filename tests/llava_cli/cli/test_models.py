@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import llava_cli.demo
 from llava_cli.cli import main
 from llava_cli.models import aliases, cache
 from llava_cli.models.hub import HubModel, find
@@ -15,17 +16,14 @@ from tests import hub_server
 from tests.hub_server import Fault, Hub, Repo
 from tests.llava_cli.cli.conftest import Ran, Run
 
-DEMO = Path(__file__).resolve().parents[3] / "llava_cli" / "demo"
+DEMO = Path(llava_cli.demo.__file__).parent
 NAMES = ("llava-demo-Q8_0.gguf", "mmproj-llava-demo-Q8_0.gguf")
 Llava = Callable[..., Ran]
 
 
 def demo_files() -> dict[str, bytes]:
-    import llava_cli.demo
-
-    folder = Path(next(iter(llava_cli.demo.__path__)))
     card = b"---\nlicense: mit\n---\n# A model\n"
-    return {**{name: (folder / name).read_bytes() for name in NAMES}, "README.md": card}
+    return {**{name: (DEMO / name).read_bytes() for name in NAMES}, "README.md": card}
 
 
 @pytest.fixture(scope="module")
