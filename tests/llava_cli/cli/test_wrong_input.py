@@ -24,14 +24,13 @@ NO_MODEL = ("-m", "/no/such/model")
 TAKEN, REFUSED = 3, 4
 
 
-def refused(ran: Ran, *words: str) -> None:
-    """Exit code 4, nothing on stdout, what is wrong and what to do in a line each."""
+def refused(ran: Ran) -> str:
+    """Exit code 4, nothing on stdout; what is wrong and what to do, a line each."""
     assert (ran.code, ran.out) == (REFUSED, "")
     wrong, remedy = ran.err.splitlines()
     assert wrong.startswith("error: ")
     assert remedy.startswith("hint: ")
-    for word in words:
-        assert word in ran.err
+    return ran.err
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def noise() -> PIL.Image:
 
 
 def test_missing_file(run: Run) -> None:
-    refused(run("ask", "missing.jpg", "hi", *NO_MODEL), "missing.jpg: no such file")
+    assert "missing.jpg: no such file" in refused(run("ask", "missing.jpg", "hi", *NO_MODEL))
 
 
 def test_missing_file_as_json(run: Run) -> None:
@@ -77,24 +76,24 @@ def test_missing_file_as_json(run: Run) -> None:
 
 
 def test_missing_file_given_with_i(run: Run) -> None:
-    refused(run("ask", "-i", "no suffix", "hi", *NO_MODEL), "no suffix")
+    assert "no suffix" in refused(run("ask", "-i", "no suffix", "hi", *NO_MODEL))
 
 
 def test_directory(run: Run, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    refused(run("ask", "photos", "hi", *NO_MODEL), "directory")
+    assert "directory" in refused(run("ask", "photos", "hi", *NO_MODEL))
 
 
 def test_text_file_named_jpg(ask: Ask) -> None:
-    refused(ask("notes.jpg", b"just some notes\n"), "is text")
+    assert "is text" in refused(ask("notes.jpg", b"just some notes\n"))
 
 
 def test_truncated_jpeg(ask: Ask) -> None:
-    refused(ask("half.jpg", encoded(noise(), "JPEG")[:2000]), "damaged")
+    assert "damaged" in refused(ask("half.jpg", encoded(noise(), "JPEG")[:2000]))
 
 
 def test_empty_file(ask: Ask) -> None:
-    refused(ask("empty.jpg", b""), "0 bytes")
+    assert "0 bytes" in refused(ask("empty.jpg", b""))
 
 
 def test_decompression_bomb(ask: Ask) -> None:
@@ -111,35 +110,35 @@ def test_decompression_bomb(ask: Ask) -> None:
         + chunk(b"IDAT", rows)
         + chunk(b"IEND", b"")
     )
-    refused(ask("bomb.png", bomb), "megapixels")
+    assert "megapixels" in refused(ask("bomb.png", bomb))
 
 
 def test_damaged_tiff_leaves_no_remarks_of_libtiff(ask: Ask) -> None:
     """Its decoder writes to stderr itself, past Python."""
     data = bytearray(encoded(noise(), "TIFF", compression="tiff_lzw"))
     data[3000:3500] = np.random.default_rng(0).bytes(500)
-    refused(ask("scan.tif", bytes(data)), "damaged")
+    assert "damaged" in refused(ask("scan.tif", bytes(data)))
 
 
 def test_unmatched_pattern(run: Run) -> None:
-    refused(run("ask", "*.jpg", "hi", *NO_MODEL), "no file matches")
+    assert "no file matches" in refused(run("ask", "*.jpg", "hi", *NO_MODEL))
 
 
 def test_file_url(run: Run) -> None:
-    refused(run("ask", "file:///etc/passwd", "hi", *NO_MODEL), "file:")
+    assert "file:" in refused(run("ask", "file:///etc/passwd", "hi", *NO_MODEL))
 
 
 def test_garbage_on_stdin(run: Run) -> None:
-    refused(run("ask", "-", "hi", *NO_MODEL, stdin=b"garbage"), "-: is text")
+    assert "-: is text" in refused(run("ask", "-", "hi", *NO_MODEL, stdin=b"garbage"))
 
 
 def test_nothing_on_stdin(run: Run) -> None:
-    refused(run("ask", "-", "hi", *NO_MODEL), "0 bytes")
+    assert "0 bytes" in refused(run("ask", "-", "hi", *NO_MODEL))
 
 
 def test_name_with_escapes_is_written_out(run: Run) -> None:
     ran = run("ask", "\x1b[31mred\u202e.jpg", "hi", *NO_MODEL)
-    refused(ran, "\\x1b[31mred\\u202e.jpg")
+    assert "\\x1b[31mred\\u202e.jpg" in refused(ran)
     assert "\x1b" not in ran.err
 
 
@@ -209,19 +208,19 @@ def test_url_of_a_picture_is_taken(run: Run, address: str) -> None:
 
 
 def test_url_that_serves_html(run: Run, address: str) -> None:
-    refused(run("ask", f"{address}/page", "hi", *NO_MODEL), "HTML")
+    assert "HTML" in refused(run("ask", f"{address}/page", "hi", *NO_MODEL))
 
 
 def test_url_that_is_missing(run: Run, address: str) -> None:
-    refused(run("ask", f"{address}/photo.jpg", "hi", *NO_MODEL), "404")
+    assert "404" in refused(run("ask", f"{address}/photo.jpg", "hi", *NO_MODEL))
 
 
 def test_unreachable_url(run: Run) -> None:
-    refused(run("ask", "http://127.0.0.1:9/a.jpg", "hi", *NO_MODEL), "cannot be reached")
+    assert "cannot be reached" in refused(run("ask", "http://127.0.0.1:9/a.jpg", "hi", *NO_MODEL))
 
 
 def test_offline_refuses_urls(run: Run, address: str) -> None:
-    refused(run("ask", f"{address}/photo", "hi", "--offline", *NO_MODEL), "--offline")
+    assert "--offline" in refused(run("ask", f"{address}/photo", "hi", "--offline", *NO_MODEL))
 
 
 # ---- questions and models

@@ -101,21 +101,21 @@ def test_a_mmproj_of_another_model_is_refused(
     pair: Path, mmproj_gguf: Writer, text_gguf: Writer, tmp_path: Path
 ) -> None:
     wide = mmproj_gguf(tmp_path / "wide.gguf", width=16)
-    refused(str(pair / "model.gguf"), "another width", mmproj=str(wide))
+    assert refused(str(pair / "model.gguf"), "another width", mmproj=str(wide))
     lonely = text_gguf(tmp_path / "apart" / "model.gguf")
     mmproj_gguf(tmp_path / "apart" / "wide.gguf", width=16)
-    refused(str(lonely), "no mmproj in .* belongs to")
+    assert refused(str(lonely), "no mmproj in .* belongs to")
 
 
 def test_the_two_files_the_wrong_way_round_are_named(pair: Path) -> None:
     hint = refused(str(pair / "encoder.gguf"), "image encoder .* not a language model")
     assert "--mmproj" in hint
     text = str(pair / "model.gguf")
-    refused(text, "is no mmproj", mmproj=text)
+    assert refused(text, "is no mmproj", mmproj=text)
 
 
 def test_a_missing_mmproj_file_is_named(pair: Path) -> None:
-    refused(str(pair / "model.gguf"), "no such mmproj", ModelNotFound, mmproj="none.gguf")
+    assert refused(str(pair / "model.gguf"), "no such mmproj", ModelNotFound, mmproj="none.gguf")
 
 
 @pytest.mark.parametrize(
@@ -141,20 +141,20 @@ def test_mmproj_files_that_llama_cpp_would_crash_on_or_misread_are_refused(
 ) -> None:
     text = text_gguf(tmp_path / "model.gguf")
     mmproj_gguf(tmp_path / "mmproj.gguf", **options)
-    refused(str(text), said)
+    assert refused(str(text), said)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model", b"GGUF" + b"\xff" * 300])
 def test_a_corrupt_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    refused(str(path), "empty|damaged|not a GGUF|version")
+    assert refused(str(path), "empty|damaged|not a GGUF|version")
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "encoder.gguf"])
 def test_damage_in_a_folder_is_named_not_passed_over(pair: Path, name: str) -> None:
     (pair / name).write_bytes((pair / name).read_bytes()[:200])
-    refused(str(pair), f"{name} is damaged")
+    assert refused(str(pair), f"{name} is damaged")
 
 
 def test_a_damaged_stranger_beside_a_whole_pair_does_no_harm(pair: Path) -> None:
@@ -204,7 +204,7 @@ def test_folders_of_other_kinds_are_named(
         del config["vision_config"]
         (folder / "config.json").write_text(json.dumps(config))
         said = "cannot look at pictures"
-    refused(str(folder), said)
+    assert refused(str(folder), said)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +218,13 @@ def test_folders_of_other_kinds_are_named(
 def test_incomplete_folders_are_named(tmp_path: Path, name: str, said: str) -> None:
     folder = hf_folder(tmp_path / "hf")
     (folder / name).unlink()
-    refused(str(folder), said)
+    assert refused(str(folder), said)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     folder = hf_folder(tmp_path / "hf")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(str(folder), "pickle")
+    assert refused(str(folder), "pickle")
 
 
 def test_weights_that_were_cut_off_are_refused(tmp_path: Path) -> None:
@@ -233,25 +233,25 @@ def test_weights_that_were_cut_off_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 4, 20, len(whole) - 1):
         path.write_bytes(whole[:length])
-        refused(str(folder), "damaged")
+        assert refused(str(folder), "damaged")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = hf_folder(tmp_path / "hf")
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(str(folder), "model-00002-of-00002.safetensors is missing")
+    assert refused(str(folder), "model-00002-of-00002.safetensors is missing")
 
 
 def test_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
     folder = hf_folder(tmp_path / "hf")
     for content in ("{", "[]", ""):
         (folder / "config.json").write_text(content)
-        refused(str(folder), "JSON")
+        assert refused(str(folder), "JSON")
 
 
 def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
-    refused(str(tmp_path), "holds no model")
+    assert refused(str(tmp_path), "holds no model")
 
 
 @pytest.mark.parametrize("reference", ["no-such-model", "a b", "", "llava-9000"])
@@ -264,13 +264,13 @@ def test_an_unknown_name_says_what_was_tried(reference: str) -> None:
     "reference", ["./none", "/no/such/model.gguf", "none.gguf", "~/none", "a/b/c", "x" * 5000 + "/"]
 )
 def test_a_missing_path_is_called_a_path(reference: str) -> None:
-    refused(reference, "no such model file or folder", ModelNotFound)
+    assert refused(reference, "no such model file or folder", ModelNotFound)
 
 
 def test_a_hub_id_offline_says_so_at_once() -> None:
     hint = refused("org/name", "not on this disk.*offline", ModelNotFound, offline=True)
     assert "go online" in hint
-    refused("org/name@main:Q4_K_M", "not on this disk", ModelNotFound, offline=True)
+    assert refused("org/name@main:Q4_K_M", "not on this disk", ModelNotFound, offline=True)
 
 
 def test_an_engine_that_cannot_read_the_files_is_named(pair: Path, tmp_path: Path) -> None:

@@ -80,4 +80,4 @@ def test_escape_stops_an_answer(start: Start, browser: Any) -> None:
     wait(browser, "(document.querySelector('.assistant')?.textContent || '').includes('more')")
     text.send_keys(Keys.ESCAPE)
     server.wait_until(lambda: server.worker.active == 0)
-    wait(browser, "document.querySelector('#send').textContent === 'Send'")
+    assert wait(browser, "document.querySelector('#send').textContent === 'Send'")

@@ -105,4 +105,5 @@ def test_every_other_answer_is_rejected_for_its_reason(text: str, kind: str, rea
     ],
 )
 def test_ordinary_words_are_not_mistaken_for_a_fault(text: str) -> None:
-    judged(f"{text} {LONG}", "detail")
+    ((_, kept),) = judged(f"{text} {LONG}", "detail")
+    assert kept == f"{text} {LONG}".strip()

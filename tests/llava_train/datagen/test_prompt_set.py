@@ -31,8 +31,9 @@ def test_a_request_is_system_text_examples_and_the_context(kind: str) -> None:
 def test_our_own_examples_would_be_accepted(kind: str) -> None:
     limits = answers.Limits(answers.MIN_WORDS, answers.MAX_WORDS)
     _, *turns, _ = prompt_set.load().messages(PICTURE, kind)
+    assert turns[1::2]
     for turn in turns[1::2]:
-        answers.check(answers.parse(turn["content"], kind), kind, limits)
+        answers.check(answers.parse(turn["content"], kind), kind, limits)  # or it raises Rejected
 
 
 def test_the_pools_have_sixteen_long_and_eleven_short_questions() -> None:
