@@ -33,8 +33,8 @@ class BuildSettings:
 
     scenes: int = 36_000
     stage1_samples: int = 8_000
-    rounds: int = 2
-    """Samples a picture in stage 2, each with other questions."""
+    rounds: int = 5
+    """Long samples a picture in stage 2, and as many short ones, each with other questions."""
     seed: int = 13
     tower: TowerSettings = TowerSettings()
     language: LanguageSettings = LanguageSettings()

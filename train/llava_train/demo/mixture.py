@@ -1,7 +1,8 @@
 """All questions about a picture in one sample, so that one reading of it bears many answers.
 
 A picture comes back several times, each time with other questions: more pictures cost more to
-draw and to read, more questions cost nothing.
+draw and to read, more questions cost nothing. The odd one out can be asked once a sample only (the
+second answer would be copied from the first), so a short sample about it follows each long one.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from llava_train.scenes import Scene
 
 ASKED = RATES | {
     "count of a kind": 0.7,
+    "color": 2.2,
     "shape": 1.0,
     "content of a place": 0.9,
     "position": 3.0,
     "position by one": 3.0,
-    "presence": 2.8,
+    "presence": 2.0,
     "size": 0.3,
     "background": 0.2,
     "colors": 0.25,
     "brief": 0.15,
 }
 """Finding a place by what is there is learnt last, and by these questions."""
+HARD = {"position": 0.7, "position by one": 1.0, "color": 0.7}
+"""What a short sample asks after the odd one out: each is a search through the picture."""
 FIRST = {"reasoning": 0.2, "detail": 0.08, "conversation": 0.72}
 """How often a kind opens a sample: the first turn is the one that people ask most."""
 DETAIL_LATER = 0.3
@@ -38,23 +42,32 @@ DETAIL_LATER = 0.3
 
 
 def mix(scenes: Path, out: Path, seed: int, rounds: int) -> int:
-    """Write `rounds` multi-turn samples a picture of `scenes.jsonl`; returns their number."""
+    """Write `rounds` long and as many short samples a picture of `scenes.jsonl`.
+
+    Returns their number.
+    """
     lines = [json.loads(line) for line in scenes.read_text("utf-8").splitlines()]
     aside = out.with_suffix(".part")
     with aside.open("w", encoding="utf-8") as file:
         for row in _rows(lines, seed, rounds):
             file.write(json.dumps(row) + "\n")
     aside.replace(out)
-    return len(lines) * rounds
+    return 2 * len(lines) * rounds
 
 
 def _rows(lines: list[dict[str, Any]], seed: int, rounds: int) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(lines):
         scene = Scene.from_record(record)
         for round_ in range(rounds):
-            rng = np.random.default_rng([seed, number, round_])
-            turns = [(as_typed(t.question, rng), t.answer) for t in dialogue(scene, rng)]
-            yield sample(record["image"], f"mixed{round_}", turns)
+            for kind, turns in (("mixed", dialogue), ("short", short)):
+                rng = np.random.default_rng([seed, number, round_, kind == "short"])
+                asked = [(as_typed(t.question, rng), t.answer) for t in turns(scene, rng)]
+                yield sample(record["image"], f"{kind}{round_}", asked)
+
+
+def short(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """The odd one out, then what has to be searched for."""
+    return [*reasoning(scene, rng), *conversation(scene, rng, HARD)]
 
 
 def dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
