@@ -39,23 +39,30 @@ LIMITS = {
 
 
 def build(folder: Path) -> Path:
-    """Download the sdist of the installed llama-cpp-python and build the programs in it."""
+    """The programs, built from the sources of the installed llama-cpp-python."""
     binaries = folder / "build" / "bin"
     if all((binaries / name).exists() for name in PROGRAMS):
         return binaries
-    version = metadata.version("llama-cpp-python")
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
-    flags = ["--no-binary", ":all:", "-d", str(folder), f"llama-cpp-python=={version}"]
-    subprocess.run([*pip, *flags], check=True)
-    with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
-        archive.extractall(folder, filter="data")
-    source = next(folder.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    source = sources(folder)
     made = str(folder / "build")
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DGGML_NATIVE=ON"]
     subprocess.run(["cmake", "-S", str(source), "-B", made, *options], check=True)
     subprocess.run(["cmake", "--build", made, "-j", "--target", *PROGRAMS], check=True)
     return binaries
+
+
+def sources(folder: Path) -> Path:
+    """llama.cpp as it lies in the sdist of the installed llama-cpp-python, fetched once."""
+    place = "llama_cpp_python-*/vendor/llama.cpp"
+    if not any(folder.glob(place)):
+        version = metadata.version("llama-cpp-python")
+        folder.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
+        flags = ["--no-binary", ":all:", "-d", str(folder), f"llama-cpp-python=={version}"]
+        subprocess.run([*pip, *flags], check=True)
+        with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
+            archive.extractall(folder, filter="data")
+    return next(folder.glob(place))
 
 
 def measure(

@@ -33,6 +33,8 @@ Logits = npt.NDArray[np.float32]
 
 SHAPES = ((640, 400), (360, 620), (224, 224))
 """Pixels, width by height."""
+NEUTRAL_FORMAT = "vicuna_v1"
+"""How both are asked where neither says how it wants to be: words that any model reads."""
 QUESTION = "what is unusual here?"
 ANSWER_TOKENS = 24
 EXACT = 5e-3
@@ -163,7 +165,7 @@ def _answers(
 ) -> list[Answer]:
     """Load, ask everything, and free it: two models need not fit at once."""
     files = resolve(reference, mmproj=str(mmproj) if mmproj else None, engine=kind)
-    form = source.prompt_format if files.prompt_format is None else None
+    form = None if files.prompt_format else source.prompt_format or NEUTRAL_FORMAT
     engine = engines.load(
         files, engine=kind, device="cpu", threads=threads, prompt_format=form,
         dtype="float32" if kind == "torch" else None,
@@ -186,8 +188,8 @@ def _answer(engine: _Checkable, conversation: Conversation) -> Answer:
 
 @contextmanager
 def _loadable(source: Source, near: Path) -> Iterator[Path]:
-    """A folder that transformers loads: the source's own, or a copy in llava-hf's form."""
-    if source.kind == "llava-hf":
+    """A folder that transformers loads safely: the source's own, or a copy in llava-hf's form."""
+    if source.kind == "llava-hf" and any(source.folder.glob("*.safetensors")):
         yield source.folder
         return
     aside = Path(tempfile.mkdtemp(prefix=".check-", dir=near))

@@ -10,12 +10,13 @@ Not here: which kind of source it was (`sources.py`), tensor names (`names.py`),
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llava_cli.errors import ModelInvalid
 from llava_cli.pixels import PixelConfig
+from llava_cli.tiles import square_config
 from llava_convert.families import FAMILIES, Family
 from llava_convert.settings import Settings
 from llava_convert.source import Source
@@ -174,7 +175,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     settings = Settings("config.json", source.config)
     vision = _vision(settings)
     tiles = _tiles(settings, vision)
-    pixels = _pixels(source.preprocessor, tiles)
+    read_pixels = PixelConfig.from_preprocessor if tiles is None else square_config
+    pixels = read_pixels(source.preprocessor)
     if pixels.size != vision.image:
         raise ModelInvalid(
             f"pictures are prepared at {pixels.size} px, but the tower reads {vision.image} px",
@@ -356,17 +358,3 @@ def _tiles(config: Settings, vision: VisionShape) -> Tiles | None:
         )
     ratio = config.text("vision_aspect_ratio", "anyres_max_9" if "one" in kind else "anyres")
     return Tiles(pinpoints, ratio)
-
-
-def _pixels(settings: Mapping[str, Any], tiles: Tiles | None) -> PixelConfig:
-    """Preparation of pictures, or of one tile."""
-    if tiles is None:
-        return PixelConfig.from_preprocessor(settings)
-    inner = dict(settings.get("image_processor") or settings)
-    inner.pop("image_grid_pinpoints", None)
-    inner.update(do_pad=False, do_center_crop=True)
-    size = inner.get("size") or {}
-    edge = size.get("shortest_edge") or size.get("height") if isinstance(size, Mapping) else size
-    inner.update(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
-    # every square that the tower sees has its size already: one view of the whole, and tiles
-    return replace(PixelConfig.from_preprocessor(inner), aspect="stretch")
