@@ -62,8 +62,9 @@ def main() -> None:
     for name, (build, rule) in LAYOUTS.items():
         folder = work / name.replace(" ", "-").lower()
         build(folder / "source")
+        convert_all(folder)
         for kind in TYPES:
-            found = both(sources.resolve(), folder, kind, rule)
+            found = against(sources.resolve(), folder, kind, rule)
             keys = {k: v for k, v in found["differing keys"].items() if k not in EXPECTED}
             bad = len(found["differing tensors"]) + len(keys)
             wrong += bad
@@ -80,19 +81,23 @@ def main() -> None:
     raise SystemExit(1 if wrong else 0)
 
 
-def both(sources: Path, folder: Path, kind: str, rule: str) -> dict[str, Any]:
-    """One checkpoint through both converters."""
-    ours, theirs = folder / "ours", folder / f"theirs-{kind}.gguf"
-    source = str(folder / "source")
-    command = [sys.executable, "-m", "llava_cli", "convert", source, "-o", str(ours), "--quant",
-               kind, "--name", "m", "--no-card", "--quiet"]  # fmt: skip
+def convert_all(folder: Path) -> None:
+    """One checkpoint in every type, by us."""
+    command = [sys.executable, "-m", "llava_cli", "convert", str(folder / "source"), "-o",
+               str(folder), "--quant", ",".join(TYPES), "--name", "ours", "--no-card",
+               "--quiet"]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    command = [sys.executable, "-c", DRIVER, str(sources), rule, source, "--outfile", str(theirs),
-               "--outtype", kind]  # fmt: skip
+
+
+def against(sources: Path, folder: Path, kind: str, rule: str) -> dict[str, Any]:
+    """The same checkpoint in one type by llama.cpp's converter, compared."""
+    theirs = folder / f"theirs-{kind}.gguf"
+    command = [sys.executable, "-c", DRIVER, str(sources), rule, str(folder / "source"),
+               "--outfile", str(theirs), "--outtype", kind]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"convert_hf_to_gguf.py {source}: {done.stderr[-1500:]}")
-    return compare(ours / f"m-{kind.upper()}.gguf", theirs)
+        raise SystemExit(f"convert_hf_to_gguf.py {folder}: {done.stderr[-1500:]}")
+    return compare(folder / f"ours-{kind.upper()}.gguf", theirs)
 
 
 def vicuna(folder: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from llava_cli import __version__
 from llava_cli.prompts import FORMATS, PromptFormat
+from llava_cli.writing import write_bytes
+from llava_convert.gguf_file import SUFFIX, disk_errors, remove_leftovers
 from llava_convert.result import ConvertedFile
 
 MARK = "<!-- written by llava convert: remove this line to keep your changes -->"
@@ -43,9 +45,10 @@ def write_beside(
     ):
         if target.exists() and mark not in target.read_text(encoding="utf-8", errors="replace"):
             continue
-        aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, target)
+        aside = target.with_name(f".{target.name}.{os.getpid()}{SUFFIX}")
+        with disk_errors(target):
+            remove_leftovers(target)
+            write_bytes(target, text.encode(), aside)
         written.append(target)
     return written
 

@@ -34,7 +34,7 @@ Logits = npt.NDArray[np.float32]
 SHAPES = ((640, 400), (360, 620), (224, 224))
 """Pixels, width by height."""
 NEUTRAL_FORMAT = "vicuna_v1"
-"""How both are asked where neither says how it wants to be: words that any model reads."""
+"""How both are asked where the source says nothing: words that any model reads."""
 QUESTION = "what is unusual here?"
 ANSWER_TOKENS = 24
 EXACT = 5e-3
@@ -96,6 +96,12 @@ class Check:
 
 def check(source: Source, files: Sequence[ConvertedFile], threads: int | None = None) -> Check:
     """Compare every text model among `files`, each with the mmproj, to its source."""
+    if source.config.get("model_type") == "llava_onevision":
+        raise ModelInvalid(
+            "transformers does not compute OneVision's features without `anyres_max_N`: there is "
+            "nothing to compare the result with",
+            "leave out --check",
+        )
     mmproj = next(file.path for file in files if file.role == "mmproj")
     with _loadable(source, files[0].path.parent) as folder:
         expected = _answers(str(folder), None, source, threads, "torch")
@@ -165,9 +171,9 @@ def _answers(
 ) -> list[Answer]:
     """Load, ask everything, and free it: two models need not fit at once."""
     files = resolve(reference, mmproj=str(mmproj) if mmproj else None, engine=kind)
-    form = None if files.prompt_format else source.prompt_format or NEUTRAL_FORMAT
     engine = engines.load(
-        files, engine=kind, device="cpu", threads=threads, prompt_format=form,
+        files, engine=kind, device="cpu", threads=threads,
+        prompt_format=source.prompt_format or NEUTRAL_FORMAT,
         dtype="float32" if kind == "torch" else None,
     )  # fmt: skip
     if not hasattr(engine, "first_logits"):

@@ -80,7 +80,7 @@ class Sink:
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> Sink:
-        _remove_leftovers(self.path)
+        remove_leftovers(self.path)
         with disk_errors(self.path):
             self._file = self._aside.open("wb")
         self._write(self._header)
@@ -161,7 +161,7 @@ def _padded(size: int) -> int:
     return GGUFWriter.ggml_pad(size, PADDED_TO)
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """What killed runs left of this file; a run that is still alive keeps its own."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)" + re.escape(SUFFIX))
     for other in path.parent.glob(f".*{SUFFIX}"):

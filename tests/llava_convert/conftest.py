@@ -15,6 +15,15 @@ import numpy.typing as npt
 import pytest
 
 Values = npt.NDArray[np.float32]
+SCRIPTS = (
+    (0, 31), (32, 126), (0x7F, 0xA0), (0xA0, 0x2FF), (0x300, 0x36F), (0x370, 0x4FF),
+    (0x590, 0x6FF), (0x900, 0x97F), (0xE00, 0xE7F), (0x1100, 0x11FF), (0x1680, 0x1680),
+    (0x2000, 0x209F), (0x2150, 0x218F), (0x2190, 0x22FF), (0x2460, 0x24FF), (0x2E80, 0x30FF),
+    (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xE000, 0xE0FF), (0xFB00, 0xFB4F), (0xFE00, 0xFE0F),
+    (0xFF00, 0xFFEF), (0x10000, 0x100FF), (0x10400, 0x1044F), (0x1D400, 0x1D7FF),
+    (0x1F000, 0x1FAFF), (0x20000, 0x200FF), (0xE0020, 0xE007F),
+)  # fmt: skip
+"""Control characters, letters, digits, marks, spaces, symbols, emoji: first and last."""
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +67,7 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def many_texts() -> list[str]:
     """Ten thousand of them."""
-    return strings_of(8_000, 2_000)
+    return strings_of(5_000, 5_000)
 
 
 def strings_of(phrases: int, noises: int) -> list[str]:
@@ -89,8 +98,9 @@ def strings_of(phrases: int, noises: int) -> list[str]:
     for _ in range(phrases):
         pairs = ((draw.choice(words), draw.choice(" ,, ,\n,,  ".split(","))) for _ in range(12))
         strings.append("".join(word + gap for word, gap in list(pairs)[: draw.randint(1, 12)]))
-    spans = ((32, 126), (0xA0, 0x2FF), (0x400, 0x4FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F6FF))
     for _ in range(noises):
+        spans = [draw.choice(SCRIPTS) for _ in range(draw.randint(1, 3))]
+        spans += [(32, 126), (32, 32), (10, 10), (48, 57)]
         letters = (chr(draw.randint(*draw.choice(spans))) for _ in range(draw.randint(1, 30)))
         strings.append("".join(letters))
     return strings
@@ -110,12 +120,14 @@ class Llama:
             raise RuntimeError(f"llama.cpp does not load {path}")
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
 
-    def ids(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Without parsing special tokens in the text."""
+    def ids(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Special tokens in the text are words, unless they are to be parsed."""
         data = text.encode()
         buffer = (self.api.llama_token * (len(data) + 8))()
         count = self.api.llama_tokenize(
-            self.vocab, data, len(data), buffer, len(buffer), add_special, False
+            self.vocab, data, len(data), buffer, len(buffer), add_special, parse_special
         )
         return list(buffer[:count])
 

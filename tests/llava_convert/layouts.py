@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,24 @@ def write_language_model(source: Path, folder: Path, **changes: Any) -> Path:
     config["architectures"] = ["LlamaForCausalLM"]
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def adapted(model: Any, folder: Path) -> Any:
+    """The model with a random LoRA of peft on every matrix, which is saved; gives it merged."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # between peft and transformers
+        settings = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")
+        peft: Any = get_peft_model(model, settings)
+        with torch.no_grad():
+            for name, weight in peft.named_parameters():
+                if "lora_" in name:
+                    weight.normal_(0, 0.2)
+        peft.save_pretrained(str(folder))
+        return peft.merge_and_unload()
 
 
 def run(source: Path, out: Path, **extras: Any) -> ConvertResult:

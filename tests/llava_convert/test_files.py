@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import pickle
-import signal
 import struct
 import subprocess
 import sys
@@ -267,76 +266,11 @@ def test_a_disk_that_fills_up_leaves_the_old_files_and_nothing_half(
     assert [f.sha256 for f in convert(bpe_model, out, name="m").files] == list(before.values())
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="mounting needs root")
-def test_a_real_disk_that_fills_up_midway(bpe_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "small"
-    out.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(out)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("tmpfs cannot be mounted here")
-
-    def another_program(done: int, total: int) -> None:
-        filler = out / "filler"
-        if not filler.exists():
-            with pytest.raises(OSError, match="No space left"):
-                filler.write_bytes(bytes(4 << 20))
-
-    try:
-        with pytest.raises(LlavaError, match="No space left on device") as caught:
-            convert(bpe_model, out, outtypes=["f32"], name="m", progress=another_program)
-        assert caught.value.exit_code == 1 and caught.value.hint
-        assert names_in(out) == ["filler"]
-    finally:
-        subprocess.run(["umount", str(out)], check=True)
-
-
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_an_error(bpe_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=0o500)
     with pytest.raises(LlavaError, match="Permission denied"):
         convert(bpe_model, tmp_path / "out")
-
-
-KILLED = """
-import os, sys, signal
-from pathlib import Path
-from llava_convert import convert, gguf_file
-step, count = int(sys.argv[3]), 0
-def dying(real):
-    def call(*args):
-        global count
-        count += 1
-        if count == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args)
-    return call
-for name in ("append", "flush", "commit"):
-    setattr(gguf_file.Sink, name, dying(getattr(gguf_file.Sink, name)))
-convert(Path(sys.argv[1]), Path(sys.argv[2]), name="m", progress=None)
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-@pytest.mark.parametrize("step", [1, 12, 23, 34, 45, 56, 61, 62, 63, 64])
-def test_a_killed_run_leaves_no_half_file_and_the_next_run_cleans_up(
-    bpe_model: Path, tmp_path: Path, step: int
-) -> None:
-    out = tmp_path / "out"
-    reference = {f.path.name: f.sha256 for f in convert(bpe_model, tmp_path / "b", name="m").files}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(bpe_model), str(out), str(step)], timeout=100
-    )
-    assert done.returncode == -signal.SIGKILL
-    import hashlib
-
-    for path in out.glob("*.gguf"):
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == reference[path.name]
-    assert any(name.startswith(".") for name in names_in(out))
-    again = convert(bpe_model, out, name="m")
-    assert {f.path.name: f.sha256 for f in again.files} == reference
-    assert names_in(out) == sorted(reference)
 
 
 def test_ctrl_c_leaves_nothing(bpe_model: Path, tmp_path: Path) -> None:

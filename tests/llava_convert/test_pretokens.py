@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,75 +10,9 @@ import pytest
 
 from llava_cli.errors import ModelInvalid
 from llava_convert import convert
-from llava_convert.bpe import GPT2, LLAMA3, QWEN2
+from tests.llava_convert.tokenizer_files import BYTE_LEVEL, change_json, source_ids, split_by
 
 Gguf = Callable[[Path], tuple[dict[str, Any], dict[str, Any], dict[str, str]]]
-
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-
-
-def split_by(expression: str) -> dict[str, Any]:
-    split = {**SPLIT, "pattern": {"Regex": expression}}
-    level = {**BYTE_LEVEL, "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [split, level]}
-
-
-def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def source_ids(folder: Path, text: str) -> list[int]:
-    """By the tokenizers library itself, without special tokens and without looking for them."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-@pytest.mark.parametrize(
-    ("pre_tokenizer", "ignore_merges", "name"),
-    [
-        (split_by(GPT2), False, "gpt-2"),
-        (split_by(LLAMA3), False, "smaug-bpe"),
-        (split_by(LLAMA3), True, "llama-bpe"),
-        (split_by(QWEN2), False, "qwen2"),
-        (
-            {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Digits", "individual_digits": True},
-                    {**BYTE_LEVEL, "use_regex": True},
-                ],
-            },
-            False,
-            "smollm",
-        ),
-    ],
-)
-def test_every_known_word_rule_gives_the_same_ids(
-    source: Path,
-    tmp_path: Path,
-    llama: Any,
-    gguf: Gguf,
-    texts: list[str],
-    pre_tokenizer: dict[str, Any],
-    ignore_merges: bool,
-    name: str,
-) -> None:
-    def change(tokenizer: dict[str, Any]) -> None:
-        tokenizer["pre_tokenizer"] = pre_tokenizer
-        tokenizer["model"]["ignore_merges"] = ignore_merges
-
-    change_json(source / "tokenizer.json", change)
-    path = convert(source, tmp_path / "out").files[0].path
-    assert gguf(path)[0]["tokenizer.ggml.pre"] == name
-    converted = llama(path, vocab_only=True)
-    for text in texts:
-        assert converted.ids(text) == source_ids(source, text), text
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,46 +15,9 @@ from llava_convert import convert
 from llava_convert.bpe import byte_letters
 from llava_convert.spm import BYTE_TOKENS, read_spm, rebuild_scores
 from llava_convert.vocabulary import read_vocabulary
+from tests.llava_convert.tokenizer_files import BYTE_LEVEL, change_json, source_ids
 
 Gguf = Callable[[Path], tuple[dict[str, Any], dict[str, Any], dict[str, str]]]
-
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-
-
-def split_by(expression: str) -> dict[str, Any]:
-    split = {**SPLIT, "pattern": {"Regex": expression}}
-    level = {**BYTE_LEVEL, "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [split, level]}
-
-
-def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def source_ids(folder: Path, text: str) -> list[int]:
-    """By the tokenizers library itself, without special tokens and without looking for them."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def test_byte_level_ids_equal_transformers(
-    bpe_model: Path, tmp_path: Path, llama: Any, many_texts: list[str]
-) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(bpe_model)
-    converted = llama(convert(bpe_model, tmp_path).files[0].path, vocab_only=True)
-    for text in many_texts:
-        plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        assert converted.ids(text) == plain, text
-    assert converted.ids("hi", add_special=True) == tokenizer("hi").input_ids
-    assert len(many_texts) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -82,24 +44,6 @@ def test_a_tokenizer_without_merges_works(
     converted = llama(convert(source, tmp_path / "out").files[0].path, vocab_only=True)
     for text in texts[::5]:
         assert converted.ids(text) == source_ids(source, text), text
-
-
-@pytest.mark.parametrize("files", ["both", "tokenizer.model", "tokenizer.json"])
-def test_sentencepiece_ids_equal_sentencepiece(
-    spm_model: Path, tmp_path: Path, llama: Any, many_texts: list[str], files: str
-) -> None:
-    import sentencepiece
-
-    reference = sentencepiece.SentencePieceProcessor()
-    reference.LoadFromFile(str(spm_model / "tokenizer.model"))
-    source = Path(shutil.copytree(spm_model, tmp_path / "source"))
-    for name in {"tokenizer.model", "tokenizer.json"} - {files}:
-        if files != "both":
-            (source / name).unlink()
-    converted = llama(convert(source, tmp_path / "out").files[0].path, vocab_only=True)
-    for text in many_texts:
-        assert converted.ids(text) == reference.EncodeAsIds(text), text
-    assert converted.ids("hi", add_special=True)[0] == reference.bos_id()
 
 
 def test_sentencepiece_ids_equal_transformers_on_texts_that_start_with_a_letter(

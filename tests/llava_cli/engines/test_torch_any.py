@@ -108,5 +108,10 @@ def test_what_the_engine_cannot_do_is_said(loaded: Engine) -> None:
         list(loaded.generate(conversations()[0], Sampling(schema="{}")))
     with pytest.raises(LlavaError, match="reads at most"):
         list(loaded.generate(Conversation().add("user", "word " * 3000), GREEDY))
+    if loaded.files.config["model_type"] == "llava_next":  # a LLaVA: its prompts can be ours
+        engine = engines.load(loaded.files, prompt_format="vicuna_v1", threads=1)
+        assert engine.prompt_format == "vicuna_v1"
+        engine.close()
+        return
     with pytest.raises(UsageError, match="own template"):
         engines.load(loaded.files, prompt_format="vicuna_v1")
