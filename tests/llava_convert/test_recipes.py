@@ -49,7 +49,9 @@ def write_adapters(source: Path, base: Path, desk: Path) -> None:
     torch.save(as_torch(rest), folder / "non_lora_trainables.bin")
 
 
-@pytest.mark.skipif(not PAGE.is_file(), reason="the guide is not here")
+@pytest.mark.slow
+@pytest.mark.checkout
+@pytest.mark.timeout(900)
 def test_the_guides_commands_for_models_of_the_hub_work(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,9 @@ def joining(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(many_texts[::2], trainer)
+    # llama.cpp takes any token of that text for one that ends a turn, also where it is a word
+    learnt = [text for text in many_texts[::2] if "<|im_end|>" not in text]
+    tokenizer.train_from_iterator(learnt, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
