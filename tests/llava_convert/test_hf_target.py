@@ -152,3 +152,16 @@ def test_a_dry_run_writes_nothing(bpe_model: Path, tmp_path: Path) -> None:
     planned = convert_to_hf(open_source(bpe_model), tmp_path / "out", dry_run=True)
     assert list(tmp_path.iterdir()) == []
     assert planned.files[0].bytes > 100_000 and planned.files[0].sha256 is None
+
+
+def test_values_that_are_no_numbers_leave_no_folder(bpe_model: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    source = tmp_path / "source"
+    shutil.copytree(bpe_model, source)
+    tensors = load_file(source / WEIGHTS)
+    tensors["multi_modal_projector.linear_2.weight"][1, 2] = np.nan
+    save_file(tensors, source / WEIGHTS, {"format": "pt"})
+    with pytest.raises(LlavaError, match=r"linear_2\.weight holds NaN"):
+        convert_to_hf(open_source(source), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from llava_cli.cli.app import main
 from llava_cli.errors import LlavaError
 from llava_convert import convert
 from llava_convert.cards import write_beside
 from llava_convert.hf_target import convert_to_hf
 from llava_convert.sources import open_source
+from tests.llava_convert.commands import llava
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="neither SIGKILL nor mount")
 
@@ -93,7 +93,7 @@ def test_the_command_killed_at_its_end_leaves_whole_files_and_starts_again(
 ) -> None:
     """Language model, tower, card and Modelfile: four files, synced, named, their folder synced."""
     command = ["convert", str(bpe_model), "--name", "m", "--quiet", "-o"]
-    assert main([*command, str(tmp_path / "reference")]) == 0
+    llava(*command, tmp_path / "reference")
     reference = digests(tmp_path / "reference")
     assert sorted(reference) == ["Modelfile", "README.md", "m-F16.gguf", "mmproj-m-F16.gguf"]
     out = tmp_path / "out"
@@ -102,7 +102,7 @@ def test_the_command_killed_at_its_end_leaves_whole_files_and_starts_again(
     )
     assert done.returncode == -signal.SIGKILL
     assert digests(out).items() <= reference.items()
-    assert main([*command, str(out)]) == 0
+    llava(*command, out)
     assert digests(out) == reference and names_in(out) == sorted(reference)
 
 
@@ -115,7 +115,7 @@ def test_a_folder_for_transformers_is_whole_or_absent(
     done = subprocess.run([sys.executable, "-c", AT_THE_END, str(step), *command], timeout=280)
     assert done.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert main(command) == 0
+    llava(*command)
     assert names_in(out.parent) == ["out"]
     weights = load_file(out / "model.safetensors")
     assert len(weights) == len(load_file(bpe_model / "model.safetensors"))

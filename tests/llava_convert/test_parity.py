@@ -20,6 +20,7 @@ from llava_cli.engines.base import Sampling
 from llava_cli.images import Image
 from llava_cli.prompts import FORMATS, prompt_text, render
 from llava_convert import convert
+from tests.llava_convert.commands import llava
 from tests.llava_convert.families import build
 
 EQUAL = 5e-3
@@ -95,8 +96,6 @@ def test_check_proves_a_model_with_tiles_equal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Also where the weights are a pickle, and where nothing says how it wants to be asked."""
-    from llava_cli.cli.app import main
-
     folder = build(tiny, tmp_path / "source", "mistral", "clip", "LlavaNext")
     if form == "bin":
         import torch
@@ -110,7 +109,7 @@ def test_check_proves_a_model_with_tiles_equal(
         (folder / "config.json").write_text(json.dumps(config))
     arguments = ["convert", str(folder), "--json", "-o", str(tmp_path / "out"), "--outtype", "f32",
                  "--mmproj-outtype", "f32", "--check", "--threads", "1"]  # fmt: skip
-    assert main(arguments) == 0
+    llava(*arguments)
     found = json.loads(capsys.readouterr().out)["check"]
     assert found["verdict"] == "equal"
     (file,) = found["files"]
