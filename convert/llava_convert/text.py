@@ -161,16 +161,20 @@ def rope_tensors(shape: TextShape) -> dict[str, Array]:
 
 
 def _llama3_factors(shape: TextShape) -> Array:
-    """Llama 3.1's: slow frequencies are divided, fast ones kept, those between blended."""
-    factor = _rope_number(shape, "factor")
+    """Llama 3.1's: slow frequencies are divided, fast ones kept, those between blended.
+
+    In float32, step by step as llama.cpp's converter computes them, so that the bits are the same.
+    """
+    one, factor = np.float32(1), np.float32(_rope_number(shape, "factor"))
     low, high = _rope_number(shape, "low_freq_factor"), _rope_number(shape, "high_freq_factor")
     trained = _rope_number(shape, "original_max_position_embeddings")
     steps = np.arange(0, shape.rotary, 2, dtype=np.float32) / np.float32(shape.rotary)
-    wavelengths = 2 * math.pi * np.float64(shape.rope_theta) ** steps.astype(np.float64)
-    smooth = (trained / wavelengths - low) / (high - low)
-    between = 1 / ((1 - smooth) / factor + smooth)
-    divisors = np.where(wavelengths > trained / low, factor, between)
-    return np.where(wavelengths < trained / high, 1.0, divisors).astype(np.float32)
+    frequencies = one / (shape.rope_theta ** steps.astype(np.float64)).astype(np.float32)
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    smooth = (np.float32(trained) / wavelengths - np.float32(low)) / np.float32(high - low)
+    between = one / ((one - smooth) / factor + smooth)
+    divisors = np.where(wavelengths > np.float32(trained / low), factor, between)
+    return np.where(wavelengths < np.float32(trained / high), one, divisors).astype(np.float32)
 
 
 def _rope_number(shape: TextShape, key: str) -> float:
