@@ -165,7 +165,8 @@ def _memory(parts: Parts, recipe: Recipe, longest: int) -> int:
     for name in MODULES:
         counts = _counts(parts, name)
         frozen = counts["parameters"] - counts["trained"]
-        total += counts["trained"] * 16 + frozen * _BYTES[recipe.frozen_dtype]
+        each = 24 if recipe.exact_sums else 16
+        total += counts["trained"] * each + frozen * _BYTES[recipe.frozen_dtype]
     text = parts.model.config.text_config
     kept = 24 if recipe.train_language_model else 17  # x hidden bytes, per position and layer
     layers = (
