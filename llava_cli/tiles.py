@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,6 +96,11 @@ class Grid:
             for left in range(0, wide, size)
         ]
 
+    def tiles(self, shape: tuple[int, int]) -> int:
+        """Squares of a picture (width, height), the whole one included."""
+        high, wide = self.best(*shape)
+        return 1 + (high // self.size) * (wide // self.size)
+
     def count(self, width: int, height: int) -> int:
         """Positions that a picture of this size takes."""
         rows, columns = self._kept(width, height)
@@ -123,6 +128,20 @@ class Grid:
             return (cut, rows - cut), (0, columns)
         cut = (columns - int(round(width * (rows / height), 7))) // 2
         return (0, rows), (cut, columns - cut)
+
+
+def square_config(settings: Mapping[str, Any]) -> PixelConfig:
+    """How one square is prepared, from the preprocessor of a model that cuts tiles.
+
+    Every square that the tower sees has its size already: one view of the whole, and the tiles.
+    """
+    inner = dict(settings.get("image_processor") or settings)
+    inner.pop("image_grid_pinpoints", None)
+    size = inner.get("size") or {}
+    edge = size.get("shortest_edge") or size.get("height") if isinstance(size, Mapping) else size
+    inner.update(do_pad=False, do_center_crop=True, size={"shortest_edge": edge},
+                 crop_size={"height": edge, "width": edge})  # fmt: skip
+    return replace(PixelConfig.from_preprocessor(inner), aspect="stretch")
 
 
 def _fitted(size: tuple[int, int], high: int, wide: int) -> tuple[int, int]:

@@ -163,5 +163,12 @@ def _torch(files: ModelFiles, setup: Mapping[str, Any], **options: Any) -> Engin
         raise MissingDependency(
             f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
         ) from error
-    kind: type[Any] = TorchEngine if files.config.get("model_type") == "llava" else AnyTorchEngine
+    form = options.get("prompt_format") or files.prompt_format
+    kind: type[Any] = TorchEngine if _is_llava(files, form) else AnyTorchEngine
     return kind(files, setup=Setup(**setup), **options)
+
+
+def _is_llava(files: ModelFiles, prompt_format: str | None) -> bool:
+    """Whether prompt and pixels are ours to make; else the model's own processor makes them."""
+    kind = files.config.get("model_type")
+    return kind == "llava" or (kind == "llava_next" and prompt_format is not None)

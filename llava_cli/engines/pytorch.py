@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,10 @@ from llava_cli.models.files import ModelFiles
 from llava_cli.models.folders import PREPROCESSORS, read_json
 from llava_cli.pixels import PixelConfig, normalise, prepare
 from llava_cli.prompts import render, runs
+from llava_cli.tiles import Grid, square_config
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 _KEPT_PICTURES = 32
 Cell = int | tuple[str, int]
@@ -69,6 +73,7 @@ class TorchEngine:
             torch.set_num_threads(threads)
         self._pixels = _pixel_config(files)
         self._model, self.device = load_model(files, setup)
+        self._grid = _grid(self._model.config, self._pixels.size)
         self._vocabulary = HfVocabulary.from_folder(files.path, end_token_ids(self._model))
         limit = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 4096))
         self._limit = min(limit, context or limit)
@@ -259,15 +264,35 @@ class TorchEngine:
             self._kept.move_to_end(identity)
             return self._kept[identity], True
         picture = image.open()
-        pixels = torch.from_numpy(normalise(prepare(picture, self._pixels), self._pixels))
-        batch = pixels[None].to(self.device, self._model.dtype)
-        output = self._model.get_image_features(pixel_values=batch)
-        rows = getattr(output, "pooler_output", output)[0]
-        features = Features(rows.reshape(-1, rows.shape[-1]), *picture.size)
+        features = Features(self._encoded(picture), *picture.size)
         self._kept[identity] = features
         if len(self._kept) > _KEPT_PICTURES:
             self._kept.popitem(last=False)
         return features, False
+
+    def _encoded(self, picture: PILImage) -> torch.Tensor:
+        """What tower and projector make of a picture, or of its tiles: (N, D)."""
+        if self._grid is None:
+            squares, sizes = [prepare(picture, self._pixels)], {}
+        else:
+            squares = self._grid.squares(picture, self._pixels)
+            sizes = {"image_sizes": torch.tensor([[picture.height, picture.width]])}
+        pixels = np.stack([normalise(square, self._pixels) for square in squares])
+        batch = torch.from_numpy(pixels).to(self.device, self._model.dtype)
+        output = self._model.get_image_features(
+            pixel_values=batch if self._grid is None else batch[None], **sizes
+        )
+        rows: torch.Tensor = getattr(output, "pooler_output", output)[0]
+        return rows.reshape(-1, rows.shape[-1])
+
+
+def _grid(config: Any, size: int) -> Grid | None:
+    """How a loaded model cuts pictures into tiles; None for LLaVA-1.5."""
+    pinpoints = getattr(config, "image_grid_pinpoints", None)
+    if not pinpoints:
+        return None
+    pairs = tuple((int(height), int(width)) for height, width in pinpoints)
+    return Grid(pairs, size, size // int(config.vision_config.patch_size))
 
 
 def _pixel_config(files: ModelFiles) -> PixelConfig:
@@ -276,7 +301,8 @@ def _pixel_config(files: ModelFiles) -> PixelConfig:
         if path.is_file():
             settings = read_json(path)
             if "image_processor" in settings or "image_mean" in settings or "size" in settings:
-                return PixelConfig.from_preprocessor(settings)
+                tiled = files.config.get("model_type") == "llava_next"
+                return (square_config if tiled else PixelConfig.from_preprocessor)(settings)
     raise ModelInvalid(f"{files.path} has no settings for pictures", "add preprocessor_config.json")
 
 

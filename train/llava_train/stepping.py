@@ -27,6 +27,7 @@ from llava_train.loader import Batch
 from llava_train.parallel import GradientSum, Group
 from llava_train.recipe import MODULES, Recipe
 from llava_train.runlog import StepLog
+from llava_train.tiling import packed
 
 
 class NotFinite(LlavaError):
@@ -177,6 +178,8 @@ def embedded(model: Any, batch: Batch) -> torch.Tensor:
         seen = tower_features(model, batch.pixels)
     if seen is not None:
         features = model.model.multi_modal_projector(seen)  # (P, N, D)
+        if batch.shapes:
+            features = packed(model, features, batch.shapes)
         slots = (batch.ids == model.config.image_token_index).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(slots, features.to(embeddings.dtype))
     return embeddings
@@ -192,10 +195,12 @@ def tower_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def tower_states(tower: Any, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-    """(P, 1 + N, V): hidden state `layer` of a CLIP tower; later layers are not run."""
+    """(P, N, V), CLIP's CLS first: hidden state `layer` of a tower; later layers are not run."""
     depth = layer if layer >= 0 else len(tower.encoder.layers) + 1 + layer
     dtype = tower.embeddings.patch_embedding.weight.dtype
-    hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels.to(dtype)))
+    hidden: torch.Tensor = tower.embeddings(pixels.to(dtype))
+    if hasattr(tower, "pre_layrnorm"):  # CLIP's; SigLIP has none
+        hidden = tower.pre_layrnorm(hidden)
     for block in tower.encoder.layers[:depth]:
         hidden = block(hidden, None)
     return hidden
