@@ -47,6 +47,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What brings a picture upright, by its EXIF orientation (1 is upright)."""
+_SIDEWAYS = {_UPRIGHT[number] for number in (5, 6, 7, 8)}
 
 _DAMAGED = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError),
@@ -59,16 +60,7 @@ def decode(data: bytes, source: str, background: str = "white") -> Image.Image:
     """Decode the first frame; ImageError where the bytes are no picture, damaged or too large."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks; its bomb limit is ours, checked below
-        try:
-            picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise _too_many_pixels(source) from error
-        except UnidentifiedImageError as error:
-            raise _not_a_picture(data, source) from error
-        except _DAMAGED as error:
-            raise _damaged(source) from error
-        if picture.width * picture.height > MAX_PIXELS:
-            raise _too_many_pixels(source, f"{picture.width}×{picture.height} pixels")
+        picture = _opened(data, source)
         try:
             with _libtiff_silenced() if picture.format == "TIFF" else nullcontext():
                 picture.load()
@@ -79,6 +71,30 @@ def decode(data: bytes, source: str, background: str = "white") -> Image.Image:
         except _DAMAGED as error:
             raise _damaged(source) from error
         return to_rgb(picture, source, background)
+
+
+def upright_size(data: bytes, source: str) -> tuple[int, int]:
+    """Width and height of the picture that `decode` gives, from its header where that has both."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _opened(data, source)
+        turned = _UPRIGHT.get(_orientation(picture)) in _SIDEWAYS
+        return picture.size[::-1] if turned else picture.size
+
+
+def _opened(data: bytes, source: str) -> Image.Image:
+    """The picture with its header read, or ImageError."""
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(source) from error
+    except UnidentifiedImageError as error:
+        raise _not_a_picture(data, source) from error
+    except _DAMAGED as error:
+        raise _damaged(source) from error
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _too_many_pixels(source, f"{picture.width}×{picture.height} pixels")
+    return picture
 
 
 def to_rgb(picture: Image.Image, source: str, background: str = "white") -> Image.Image:

@@ -96,6 +96,11 @@ class Grid:
             for left in range(0, wide, size)
         ]
 
+    def tiles(self, shape: tuple[int, int]) -> int:
+        """Squares of a picture (width, height), the whole one included."""
+        high, wide = self.best(*shape)
+        return 1 + (high // self.size) * (wide // self.size)
+
     def count(self, width: int, height: int) -> int:
         """Positions that a picture of this size takes."""
         rows, columns = self._kept(width, height)

@@ -12,8 +12,8 @@ import pytest
 
 # Scenes and recipes need no torch; the rest of these tests does.
 _NEED_TORCH = (
-    "adapters command dataset failures features formats labels loop parallel plan reference train "
-    "validation"
+    "adapters command dataset failures features formats kills labels loop parallel plan reference "
+    "tiles train validation"
 ).split()
 collect_ignore = (
     [] if importlib.util.find_spec("torch") else [f"test_{name}.py" for name in _NEED_TORCH]
@@ -74,6 +74,29 @@ def vision_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=28, patch_size=14,
     )  # fmt: skip
     CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def siglip_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SigLIP with its pooling head: no class position, values from -1 to 1."""
+
+    import torch
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    folder = tmp_path_factory.mktemp("siglip")
+    torch.manual_seed(3)
+    config = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    SiglipVisionModel(config).save_pretrained(folder)
+    half = [0.5, 0.5, 0.5]
+    settings = {
+        "image_processor_type": "SiglipImageProcessor", "image_mean": half, "image_std": half,
+        "size": {"height": 28, "width": 28}, "resample": 3,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 
 

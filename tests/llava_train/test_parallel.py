@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,51 +16,31 @@ from llava_cli.errors import UsageError
 from llava_train import parallel
 from llava_train.loop import train
 from llava_train.recipe import Recipe
+from tests.llava_train import processes
 
 RECIPE = Recipe(
     batch=6, micro_batch=2, lr=3e-3, steps=5, workers=1, prefetch=1, save_every=2, grouping="none",
     precision="float32", weight_decay=0.1,
 )  # fmt: skip
-SUMS = 5e-6
-"""Gradients are summed in another order, and AdamW divides what is left by its own size."""
-PROGRAM = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from llava_train.loop import train
-from llava_train.parallel import leave
-from llava_train.recipe import parse
-recipe, model, tower, data, pictures, output, stop = sys.argv[1:]
-train(
-    parse(Path(recipe).read_text(), recipe), model=model, vision_tower=tower, data=[data],
-    images=pictures, output=output, max_steps=int(stop),
-)
-leave()
-"""
 
 
-def two_ranks(tmp_path: Path, recipe: Recipe, *arguments: object) -> None:
-    """Start PROGRAM twice, as torchrun does."""
-    path = tmp_path / "recipe.toml"
-    path.write_text(recipe.to_toml())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-              "OMP_NUM_THREADS": "1"}  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(path), *map(str, arguments)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=280) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
+def two_ranks(recipe: Recipe, places: Sequence[Path], output: Path, stop: int) -> None:
+    """Train with two processes, as torchrun starts them."""
+    model, tower, data, pictures = places
+    arguments = {
+        "recipe": recipe, "model": model, "vision_tower": tower, "data": [data],
+        "images": pictures, "output": output, "max_steps": stop,
+    }  # fmt: skip
+    assert processes.together(arguments) == [0, 0]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Matrix products cut up as in the processes of `two_ranks`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def farthest(one: Path, two: Path) -> float:
@@ -82,16 +59,16 @@ def farthest(one: Path, two: Path) -> float:
 )  # fmt: skip
 def test_two_processes_learn_what_one_learns(
     language_model: Path, vision_tower: Path, talks: Path, pictures: Path, tmp_path: Path,
-    changes: dict[str, Any],
+    changes: dict[str, Any], one_thread: None,
 ) -> None:  # fmt: skip
     recipe = replace(RECIPE, **changes)
     places = (language_model, vision_tower, talks, pictures)
-    two_ranks(tmp_path, recipe, *places, tmp_path / "two", 5)
+    two_ranks(recipe, places, tmp_path / "two", 5)
     train(
         recipe, model=language_model, vision_tower=vision_tower, data=[talks], images=pictures,
         output=tmp_path / "one",
     )  # fmt: skip
-    assert farthest(tmp_path / "one", tmp_path / "two") < SUMS
+    assert farthest(tmp_path / "one", tmp_path / "two") == 0
     assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 5
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
 
@@ -99,16 +76,34 @@ def test_two_processes_learn_what_one_learns(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_process_goes_on_where_two_stopped(
-    language_model: Path, vision_tower: Path, talks: Path, pictures: Path, tmp_path: Path
-) -> None:
+    language_model: Path, vision_tower: Path, talks: Path, pictures: Path, tmp_path: Path,
+    one_thread: None,
+) -> None:  # fmt: skip
     places = (language_model, vision_tower, talks, pictures)
-    two_ranks(tmp_path, RECIPE, *places, tmp_path / "run", 3)
+    two_ranks(RECIPE, places, tmp_path / "run", 3)
     for output in ("run", "one"):
         train(
             RECIPE, model=language_model, vision_tower=vision_tower, data=[talks],
             images=pictures, output=tmp_path / output,
         )  # fmt: skip
-    assert farthest(tmp_path / "one", tmp_path / "run") < SUMS
+    assert farthest(tmp_path / "one", tmp_path / "run") == 0
+
+
+def test_sums_in_float64_do_not_depend_on_their_order() -> None:
+    torch.manual_seed(0)
+    grads = [torch.randn(4096) * 10.0**power for power in (-4, 0, 3, -2, 1, 2, -3, 0)]
+    sums = []
+    for order in (grads, grads[::-1], grads[::2] + grads[1::2]):
+        parameter = torch.nn.Parameter(torch.zeros(4096))
+        total = parallel.GradientSum([parameter], torch.float64)
+        for grad in order:
+            parameter.grad = grad.clone()
+            total.add()
+        total.finish(parallel.Group())
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        sums.append(parameter.grad)
+    assert torch.equal(sums[0], sums[1]) and torch.equal(sums[0], sums[2])
+    assert not torch.equal(sum(grads), sum(grads[::-1]))  # type: ignore[arg-type]
 
 
 def test_torchruns_variables_must_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,5 +118,5 @@ def test_torchruns_variables_must_be_whole(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_buckets_hold_neighbours_of_one_type() -> None:
     sizes = [torch.float32, torch.float32, torch.bfloat16, torch.float32]
-    every = [torch.nn.Parameter(torch.zeros(3, dtype=kind)) for kind in sizes]
+    every = [torch.zeros(3, dtype=kind) for kind in sizes]
     assert [len(bucket) for bucket in parallel._buckets(every)] == [2, 1, 1]

@@ -1,7 +1,8 @@
 """The first 20 losses equal those of a plain loop that uses transformers' own loss, in float32.
 
 The reference shares with the loop the encoded samples and their order: it does one sample a forward
-pass, and masks, scatters and averages by transformers' own code.
+pass, and masks, scatters and averages by transformers' own code. Tiles are cut by its processor,
+too.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from llava_cli.images import Image
 from llava_cli.pixels import normalise, prepare
 from llava_train.assemble import Parts, assemble
 from llava_train.dataset import Plan
+from llava_train.export import image_processor
 from llava_train.labels import IGNORE_INDEX
 from llava_train.loading import load_data
 from llava_train.loop import train
 from llava_train.recipe import Recipe
+from llava_train.tiling import grid_of
 
 STAGE1 = Recipe(
     stage="stage1", prompt_format="plain", train_language_model=False, batch=5, micro_batch=2,
@@ -36,10 +39,21 @@ STAGE2 = replace(
 LORA = replace(STAGE2, stage="lora", adapter="lora", lora_rank=4, lora_alpha=8.0, lora_dropout=0.0,
                lr=1e-2, lr_connector=1e-3)  # fmt: skip
 DORA = replace(LORA, adapter="dora")
+TILES = replace(STAGE2, aspect="anyres", train_vision_tower=True, lr_vision_tower=1e-3)
+SIGLIP = replace(STAGE2, train_vision_tower=True, aspect="crop")
 
 
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def seen(parts: Parts, pictures: list[Any]) -> dict[str, Any]:
+    """What transformers' model takes for these pictures."""
+    grid = grid_of(parts.model.config)
+    if grid is None:
+        squares = [normalise(prepare(picture, parts.pixels), parts.pixels) for picture in pictures]
+        return {"pixel_values": torch.from_numpy(np.stack(squares))}
+    return dict(image_processor(parts.pixels, grid)(images=pictures, return_tensors="pt"))
 
 
 def reference(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> Iterator[float]:
@@ -48,7 +62,7 @@ def reference(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> Itera
     plan = Plan(encoded, recipe)
     groups = [
         {"params": [p for _, p in parts.parameters(name)], "peak": recipe.lr_of(name)}
-        for name in ("connector", "language_model")
+        for name in ("vision_tower", "connector", "language_model")
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, weight_decay=0.0)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -60,14 +74,12 @@ def reference(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> Itera
         answers = sum(int((labels[1:] != IGNORE_INDEX).sum()) for _, _, labels in pairs)
         total = 0.0
         for row, ids, labels in pairs:
-            pixels = [prepare(Image.from_path(p.path).open(), parts.pixels)
-                      for p in encoded.images[int(row)]]  # fmt: skip
-            stacked = [normalise(p, parts.pixels) for p in pixels]
+            opened = [Image.from_path(p.path).open() for p in encoded.images[int(row)]]
             out = parts.model(
                 input_ids=torch.from_numpy(ids)[None],
                 labels=torch.from_numpy(labels)[None],
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                pixel_values=torch.from_numpy(np.stack(stacked)) if stacked else None,
+                **(seen(parts, opened) if opened else {}),
                 num_items_in_batch=torch.tensor(answers),
             )
             if out.loss.requires_grad:
@@ -86,13 +98,16 @@ def reference(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> Itera
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [STAGE1, STAGE2, replace(STAGE2, pack=220), LORA, DORA],
-    ids=["stage1", "stage2", "packed", "lora", "dora"],
-)
+    [STAGE1, STAGE2, replace(STAGE2, pack=220), LORA, DORA, TILES, replace(TILES, pack=256),
+     SIGLIP],
+    ids=["stage1", "stage2", "packed", "lora", "dora", "tiles", "tiles packed", "siglip"],
+)  # fmt: skip
 def test_twenty_losses_equal_the_reference(
-    recipe: Recipe, language_model: Path, vision_tower: Path, pairs: Path, talks: Path,
-    pictures: Path, tmp_path: Path,
+    recipe: Recipe, language_model: Path, vision_tower: Path, siglip_tower: Path, pairs: Path,
+    talks: Path, pictures: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
+    if recipe is SIGLIP:
+        vision_tower = siglip_tower
     data = pairs if recipe.stage == "stage1" else talks
     start: dict[str, Any] = {"model": language_model, "vision_tower": vision_tower}
     if recipe.stage != "stage1":  # from a finished stage 1, as a user has it

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,69 +173,6 @@ def test_a_finished_run_is_left_as_it_is(stage1: Path, pairs: Path, pictures: Pa
     assert checkpoints == [15, 16]  # every third and the last; two are kept
     assert not list((stage1 / "checkpoints").glob(".*"))
     assert before.keys() == weights(stage1).keys()
-
-
-PROGRAM = """
-import sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from llava_train.loop import train
-from llava_train.recipe import parse
-recipe, start, data, pictures, output = sys.argv[1:]
-train(
-    parse(Path(recipe).read_text(), recipe), from_run=start, data=[data], images=pictures,
-    output=output, on_step=lambda line: time.sleep(0.3),
-)
-"""
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums in one order, here and in a process of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_killed_run_continues_bit_equal(
-    stage1: Path, talks: Path, pictures: Path, tmp_path: Path, one_thread: None
-) -> None:
-    """SIGKILL in the middle of a process; the same again continues from its last state."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    recipe = tmp_path / "recipe.toml"
-    changes: dict[str, Any] = {"save_every": 2}
-    recipe.write_text(replace(STAGE2, **changes).to_toml())
-    arguments = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        *map(str, (recipe, stage1, talks, pictures, killed)),
-    ]
-    with subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-        try:
-            wait_for_lines(killed / "log.jsonl", 5, process)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
-    left = checkpoint.steps(killed / "checkpoints")
-    assert left and left[-1] < 16 and not (killed / "model").exists()
-
-    run_stage2(stage1, talks, pictures, killed, changes=changes)
-    run_stage2(stage1, talks, pictures, whole, changes=changes)
-    assert losses(killed) == losses(whole) and len(losses(whole)) == 16
-    assert same(weights(killed), weights(whole))
-
-
-def wait_for_lines(log: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
-        if log.is_file() and len(log.read_bytes().splitlines()) >= count:
-            return
-        time.sleep(0.02)
-    raise RuntimeError("the run ended before it could be killed")
 
 
 def test_sigterm_saves_the_step_and_stops(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,11 +22,12 @@ from torch import nn
 from llava_cli import models
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
 from llava_cli.pixels import Aspect, PixelConfig
-from llava_train import adapters, connectors
+from llava_cli.tiles import square_config
+from llava_train import adapters, connectors, towers
 from llava_train.labels import IMAGE_TOKEN
 from llava_train.recipe import MODULES, Recipe
+from llava_train.tiling import pinpoints
 
-_TOWERS = ("clip", "clip_vision_model")
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -35,11 +37,11 @@ class Parts:
     """A model that can be trained, and what belongs to it."""
 
     model: Any
-    """LlavaForConditionalGeneration; `requires_grad` follows the recipe."""
+    """LlavaForConditionalGeneration, or LlavaNext's; `requires_grad` follows the recipe."""
     tokenizer: Any
     pixels: PixelConfig
     image_tokens: int
-    """Positions that a picture takes."""
+    """Positions that a square takes: the picture, or one of its tiles."""
     source: str
     """Digest of the files it came from."""
 
@@ -55,12 +57,19 @@ class Parts:
         module: nn.Module = getattr(self.model.model, attribute)
         return module
 
-    def parameters(self, name: str) -> list[tuple[str, nn.Parameter]]:
-        """A module's trained parameters with their names; the head is the language model's."""
-        modules = [self.module(name)]
+    def members(self, name: str) -> list[nn.Parameter]:
+        """All parameters of a module; the head is the language model's, the vector that ends a row
+        of tiles the connector's."""
+        found = list(self.module(name).parameters())
         if name == "language_model":
-            modules.append(self.model.lm_head)
-        wanted = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+            found += self.model.lm_head.parameters()
+        if name == "connector" and hasattr(self.model.model, "image_newline"):
+            found.append(self.model.model.image_newline)
+        return list({id(p): p for p in found}.values())
+
+    def parameters(self, name: str) -> list[tuple[str, nn.Parameter]]:
+        """A module's trained parameters with their names."""
+        wanted = {id(p) for p in self.members(name) if p.requires_grad}
         return [(n, p) for n, p in self.model.named_parameters() if id(p) in wanted]
 
 
@@ -78,7 +87,7 @@ def assemble(
         raise UsageError("a run brings its own vision tower", "leave --vision-tower out")
     torch.manual_seed(recipe.seed)  # the new connector's and new rows' initial values
     folder = locate(from_run if model is None else model)
-    whole = _config(folder).get("model_type") == "llava"
+    whole = _config(folder).get("model_type") in towers.LLAVAS
     if whole and vision_tower is None and (from_run is not None or recipe.stage != "stage1"):
         parts = _continued(recipe, folder)
     elif from_run is not None:
@@ -112,17 +121,22 @@ def locate(reference: str | Path | None) -> Path:
 
 
 def _continued(recipe: Recipe, folder: Path) -> Parts:
-    """A finished LLaVA, as it is."""
-    from transformers import LlavaForConditionalGeneration
-
-    model = _load(LlavaForConditionalGeneration, folder)
+    """A finished LLaVA, as it is; one of single squares may begin to read tiles."""
+    model = _load_llava(folder)
     config = model.config
     kind = connectors.kind_of(model.model.multi_modal_projector, config.projector_hidden_act)
+    has_class = towers.has_class(config.vision_config)
     made_with = {
         "connector": kind,
         "feature_layer": config.vision_feature_layer,
-        "select": config.vision_feature_select_strategy,
+        "select": config.vision_feature_select_strategy if has_class else "default",
     }
+    if config.model_type == "llava_next":
+        size = config.vision_config.image_size
+        made_with["aspect"] = "anyres"
+        if pinpoints(recipe, size) != [list(pair) for pair in config.image_grid_pinpoints]:
+            grids = (f"{h // size}x{w // size}" for h, w in config.image_grid_pinpoints)
+            made_with["tiles"] = ",".join(grids)
     for key, value in made_with.items():
         if getattr(recipe, key) != value:
             raise UsageError(
@@ -133,42 +147,71 @@ def _continued(recipe: Recipe, folder: Path) -> Parts:
     tokenizer = _tokenizer(folder)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_index:
         raise ModelInvalid(f"{folder}: tokenizer and config disagree about {IMAGE_TOKEN}")
+    if recipe.aspect == "anyres" and config.model_type == "llava":
+        model = _joined(recipe, tokenizer, model, model.model.vision_tower,
+                        model.model.multi_modal_projector)  # fmt: skip
     return _parts(recipe, model, tokenizer, folder, [folder])
 
 
 def _composed(recipe: Recipe, folder: Path, vision_tower: str | Path | None, whole: bool) -> Parts:
     """A language model and a vision tower with a new connector between them."""
-    from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import AutoModelForCausalLM
 
     if vision_tower is None and not whole:
         raise UsageError("a language model alone sees nothing", "give --vision-tower REF")
     tokenizer = _tokenizer(folder)
-    loaded = _load(LlavaForConditionalGeneration if whole else AutoModelForCausalLM, folder)
-    language = loaded.model.language_model if whole else loaded.get_decoder()
+    loaded = _load_llava(folder) if whole else _load(AutoModelForCausalLM, folder)
     tower_folder = folder if vision_tower is None else locate(vision_tower)
-    tower = loaded.model.vision_tower if vision_tower is None else _tower(tower_folder)
+    tower = (
+        loaded.model.vision_tower
+        if vision_tower is None
+        else towers.tower_of(tower_folder, _config(tower_folder).get("model_type"), _load)
+    )
     _add_image_token(tokenizer, loaded)
-    if recipe.select == "full" and not hasattr(tower.embeddings, "class_embedding"):
+    model = _joined(recipe, tokenizer, loaded, tower, None)
+    return _parts(recipe, model, tokenizer, tower_folder, [folder, tower_folder])
+
+
+def _joined(recipe: Recipe, tokenizer: Any, loaded: Any, tower: Any, connector: Any) -> Any:
+    """One model of a loaded one's language model, a tower, and a connector (None: a new one)."""
+    import transformers
+
+    whole = loaded.config.model_type in towers.LLAVAS
+    language = loaded.model.language_model if whole else loaded.get_decoder()
+    has_class = towers.has_class(tower.config)
+    if recipe.select == "full" and not has_class:
         raise UsageError("this vision tower has no CLS position", "use --set select=default")
-    config = LlavaConfig(
+    tiles = recipe.aspect == "anyres"
+    if tiles and recipe.adapter != "none":
+        raise UsageError(
+            "an adapter cannot hold the new vector that ends a row of tiles",
+            "train stage2 with aspect=anyres first, or use --set aspect=pad",
+        )
+    name = "LlavaNext" if tiles else "Llava"
+    grids = {"image_grid_pinpoints": pinpoints(recipe, tower.config.image_size)} if tiles else {}
+    config = getattr(transformers, f"{name}Config")(
         vision_config=tower.config,
         text_config=language.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=_positions(tower.config, recipe.select),
+        image_seq_length=towers.positions(tower.config, recipe.select),
         projector_hidden_act=connectors.activation(recipe.connector),
         vision_feature_layer=recipe.feature_layer,
-        vision_feature_select_strategy=cast(Literal["default", "full"], recipe.select),
+        vision_feature_select_strategy=recipe.select if has_class else "full",
         tie_word_embeddings=bool(language.config.tie_word_embeddings),
+        **grids,
     )
     with torch.device("meta"):  # an empty frame: every part is set below
-        model = LlavaForConditionalGeneration(config)
+        model = getattr(transformers, towers.LLAVAS[config.model_type])(config)
     model.model.vision_tower = tower
-    model.model.multi_modal_projector = connectors.build(recipe.connector, config)
+    model.model.multi_modal_projector = connector or connectors.build(recipe.connector, config)
     model.model.language_model = language
+    if tiles:
+        width = language.config.hidden_size
+        model.model.image_newline = nn.Parameter(torch.randn(width) / math.sqrt(width))
     model.lm_head = loaded.get_output_embeddings()
     if loaded.generation_config is not None:
         model.generation_config = loaded.generation_config
-    return _parts(recipe, model, tokenizer, tower_folder, [folder, tower_folder])
+    return model
 
 
 def _parts(
@@ -186,11 +229,13 @@ def _parts(
         (_json(preprocessor / name) for name in _PREPROCESSORS if (preprocessor / name).is_file()),
         {},
     )
-    pixels = PixelConfig(size=vision.image_size)
+    pixels = towers.usual_pixels(vision)
     if settings:
-        pixels = PixelConfig.from_preprocessor(settings)
-    pixels = replace(pixels, size=vision.image_size, aspect=cast(Aspect, recipe.aspect))
-    positions = _positions(vision, recipe.select)
+        cuts = "image_grid_pinpoints" in (settings.get("image_processor") or settings)
+        pixels = (square_config if cuts else PixelConfig.from_preprocessor)(settings)
+    aspect = cast(Aspect, "stretch" if recipe.aspect == "anyres" else recipe.aspect)
+    pixels = replace(pixels, size=vision.image_size, aspect=aspect)
+    positions = towers.positions(vision, recipe.select)
     source = hashlib.sha256("".join(_digest(folder) for folder in sources).encode()).hexdigest()
     return Parts(model, tokenizer, pixels, positions, source)
 
@@ -199,24 +244,29 @@ def freeze(parts: Parts, recipe: Recipe) -> None:
     """`requires_grad` and precision of every module by the recipe's map."""
     dtype = getattr(torch, recipe.frozen_dtype)
     parts.model.requires_grad_(False)
-    whole: list[nn.Module] = []
+    whole: list[nn.Parameter] = []
     for name in MODULES:
-        modules = [parts.module(name)]
-        if name == "language_model":
-            modules.append(parts.model.lm_head)
+        members = parts.members(name)
         trained = recipe.trains(name) and (name != "language_model" or recipe.adapter == "none")
-        for part in modules:
-            for parameter in part.parameters():  # buffers (rotary angles) stay in float32
-                parameter.data = parameter.data.to(torch.float32 if trained else dtype)
+        for parameter in members:  # buffers (rotary angles) stay in float32
+            parameter.data = parameter.data.to(torch.float32 if trained else dtype)
         if trained and name != "connector":
-            whole += modules
+            whole += members
+    if recipe.trains("connector"):
+        whole += connectors.trainable(parts.module("connector"), recipe.connector)
+        if recipe.adapter == "none" and hasattr(parts.model.model, "image_newline"):
+            whole.append(parts.model.model.image_newline)  # no adapter could hold it
     if recipe.adapter != "none":
         adapters.attach(parts.model, recipe)  # freezes everything else
-    for part in whole:
-        part.requires_grad_(True)
-    if recipe.trains("connector"):
-        for parameter in connectors.trainable(parts.module("connector"), recipe.connector):
-            parameter.requires_grad_(True)
+    for parameter in whole:
+        parameter.requires_grad_(True)
+
+
+def _load_llava(folder: Path) -> Any:
+    """A whole LLaVA, of whichever of the two classes its config names."""
+    import transformers
+
+    return _load(getattr(transformers, towers.LLAVAS[_config(folder)["model_type"]]), folder)
 
 
 def _load(kind: Any, folder: Path) -> Any:
@@ -256,21 +306,6 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tower(folder: Path) -> Any:
-    """The vision half of a CLIP, or the tower of a LLaVA."""
-    from transformers import CLIPVisionModel, LlavaForConditionalGeneration
-
-    kind = _config(folder).get("model_type")
-    if kind == "llava":
-        return _load(LlavaForConditionalGeneration, folder).model.vision_tower
-    if kind not in _TOWERS:
-        raise ModelInvalid(
-            f"{folder} is no CLIP vision tower (its model_type is {kind!r})",
-            "give --vision-tower a CLIPModel, CLIPVisionModel or LLaVA",
-        )
-    return _load(CLIPVisionModel, folder)
-
-
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -298,11 +333,6 @@ def _add_image_token(tokenizer: Any, language_model: Any) -> None:
     with torch.no_grad():
         for layer in layers:
             layer.weight[known:] = layer.weight[:known].mean(0)
-
-
-def _positions(vision: Any, select: str) -> int:
-    """Positions that one picture takes: 336 px in patches of 14 are 24 x 24 = 576."""
-    return int((vision.image_size // vision.patch_size) ** 2) + (select == "full")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from llava_cli.errors import DataError, UsageError
 from llava_cli.prompts import PromptFormat
+from llava_cli.tiles import Grid
 from llava_train.conversations import PLACE, Sample, read, read_source, rendered, repeated
 from llava_train.labels import IGNORE_INDEX, Encoder
 from llava_train.recipe import Recipe
@@ -31,6 +32,8 @@ _CHUNK = 1024
 _HELD = 1 << 31
 """Where the epochs' random numbers end and those of the samples held out begin."""
 Note = Callable[[str], None]
+Shapes = tuple[tuple[int, int], ...]
+"""(width, height) of a sample's pictures."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +135,31 @@ class EncodedData:
     cut: int
     """Samples that were cut to the greatest length."""
     fingerprint: str
+    grid: Grid | None = None
+    """How pictures are cut into tiles, if they are."""
+    shapes: Sequence[Shapes] = ()
+    """With a grid: (width, height) of each sample's pictures."""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def squares(self, index: int) -> int:
+        """How many squares the tower reads for a sample."""
+        if self.grid is None:
+            return len(self.images[index])
+        return sum(map(self.grid.tiles, self.shapes[index]))
 
     def row(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Ids and labels of a sample, its picture's positions written out."""
         part = slice(self.starts[index], self.starts[index + 1])
         ids = self.tokens[part].astype(np.int64)
         labels = np.where(self.loss[part], ids, IGNORE_INDEX)
-        repeat = np.where(ids == self.image_token_id, self.image_tokens, 1)
+        repeat = np.ones(len(ids), np.int64)
+        repeat[ids == self.image_token_id] = (
+            self.image_tokens
+            if self.grid is None
+            else [self.grid.count(*shape) for shape in self.shapes[index]]
+        )
         return np.repeat(ids, repeat), np.repeat(labels, repeat)
 
 
@@ -154,10 +172,13 @@ def encode(
     *,
     place: str = "front",
     weights: npt.NDArray[np.float64] | None = None,
+    grid: Grid | None = None,
+    shapes: Sequence[Shapes] = (),
 ) -> EncodedData:
     """Every sample through the tokenizer; a sample that teaches nothing is an error.
 
     place: where pictures stand, as `Recipe.image_place`.
+    grid: of a model that cuts pictures into tiles; `shapes` has (width, height) of each sample's.
     """
     tokens: list[npt.NDArray[np.int32]] = []
     loss: list[npt.NDArray[np.bool_]] = []
@@ -166,9 +187,10 @@ def encode(
     for start in range(0, len(samples), _CHUNK):
         chunk = samples[start : start + _CHUNK]
         written = [(sample.name, rendered(sample, prompt_format, place)) for sample in chunk]
-        for encoded in encoder.encode_many(written):
+        taken = _positions(encoder, grid, chunk, shapes[start : start + _CHUNK])
+        for encoded, counts in zip(encoder.encode_many(written, taken), taken, strict=True):
             ids = np.array(encoded.ids, np.int32)
-            keep = _first_of_each_picture(ids, encoder)
+            keep = _first_of_each_picture(ids == encoder.image_token_id, counts)
             tokens.append(ids[keep])
             loss.append((np.array(encoded.labels, np.int32) != IGNORE_INDEX)[keep])
             lengths.append(len(ids))
@@ -182,17 +204,30 @@ def encode(
     digest = hashlib.sha256(json.dumps(named).encode())
     for array in (flat, flags, starts, *([weights] if (weights != 1).any() else [])):
         digest.update(array.tobytes())
+    if grid:
+        digest.update(repr((grid, list(shapes))).encode())
     return EncodedData(
-        [sample.name for sample in samples], [_pictures(sample, images) for sample in samples],
+        [sample.name for sample in samples], [pictures_of(sample, images) for sample in samples],
         flat, flags, starts, np.array(lengths), weights,
-        encoder.image_tokens, image_id, pad_id, cut, digest.hexdigest(),
+        encoder.image_tokens, image_id, pad_id, cut, digest.hexdigest(), grid, shapes,
     )  # fmt: skip
 
 
-def _first_of_each_picture(ids: npt.NDArray[np.int32], encoder: Encoder) -> npt.NDArray[np.bool_]:
+def _positions(
+    encoder: Encoder, grid: Grid | None, samples: Sequence[Sample], shapes: Sequence[Shapes]
+) -> list[list[int]]:
+    """What each picture of each sample takes."""
+    if grid is None:
+        return [[encoder.image_tokens] * len(sample.images) for sample in samples]
+    return [[grid.count(*shape) for shape in own] for own in shapes]
+
+
+def _first_of_each_picture(
+    pictured: npt.NDArray[np.bool_], positions: Sequence[int]
+) -> npt.NDArray[np.bool_]:
     """Which ids to store: of a picture's equal positions only the first."""
-    keep = ids != encoder.image_token_id
-    keep[np.flatnonzero(~keep)[:: encoder.image_tokens]] = True
+    keep = ~pictured
+    keep[np.flatnonzero(pictured)[np.cumsum([0, *positions])[:-1]]] = True
     return keep
 
 
@@ -200,7 +235,7 @@ def _only(sample: Sample) -> str | None:
     return str(sample.images[0]) if sample.images else None
 
 
-def _pictures(sample: Sample, images: Path | None) -> tuple[Picture, ...]:
+def pictures_of(sample: Sample, images: Path | None) -> tuple[Picture, ...]:
     """Where a sample's pictures lie; an error if one does not."""
     if _missing(sample, images):
         _complain(sample, images, 1)

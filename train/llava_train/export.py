@@ -18,7 +18,10 @@ import torch
 from llava_cli.errors import LlavaError
 from llava_cli.pixels import PixelConfig
 from llava_cli.prompts import FORMATS, PromptFormat
+from llava_cli.tiles import Grid
 from llava_train.labels import IMAGE_TOKEN
+from llava_train.tiling import grid_of
+from llava_train.towers import LLAVAS, has_class
 
 _NAMES = (
     (r"^model\.vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
@@ -26,6 +29,7 @@ _NAMES = (
     (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.image_newline$", "image_newline"),
 )
 """Names in memory -> names on disk, first match."""
 _TEMPLATE = """
@@ -137,7 +141,7 @@ def _config(folder: Path, model: Any, dtype: torch.dtype, prompt_format: str) ->
         part.pop("torch_dtype", None)
         part.pop("_name_or_path", None)
         part["dtype"] = name
-    config["architectures"] = ["LlavaForConditionalGeneration"]
+    config["architectures"] = [LLAVAS[config["model_type"]]]
     config["llava_prompt_format"] = prompt_format
     _write(folder / "config.json", config)
 
@@ -145,17 +149,20 @@ def _config(folder: Path, model: Any, dtype: torch.dtype, prompt_format: str) ->
 def _processor(
     folder: Path, model: Any, tokenizer: Any, pixels: PixelConfig, form: PromptFormat
 ) -> None:
-    from transformers import LlavaProcessor
+    from transformers import LlavaNextProcessor, LlavaProcessor
 
     config = model.config
     tokenizer.chat_template = None  # the language model's own, which knows no picture
-    processor = LlavaProcessor(
-        image_processor=image_processor(pixels),
+    grid = grid_of(config)
+    kind: Any = LlavaNextProcessor if grid else LlavaProcessor
+    processor = kind(
+        image_processor=image_processor(pixels, grid),
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=1,  # CLIP's CLS, which `default` drops again
+        # CLIP's CLS, which `default` drops again
+        num_additional_image_tokens=int(has_class(config.vision_config)),
         chat_template=chat_template(form),
     )
     processor.save_pretrained(folder)
@@ -164,14 +171,14 @@ def _processor(
     _write(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
 
 
-def image_processor(pixels: PixelConfig) -> Any:
-    """transformers' processor that prepares pictures as `llava_cli.pixels` does."""
+def image_processor(pixels: PixelConfig, grid: Grid | None = None) -> Any:
+    """transformers' processor that prepares pictures as `llava_cli.pixels` does, or its tiles."""
     import transformers
 
     # The forms without torchvision, where this release has them: what is saved is the same.
-    clip, llava = (
+    clip, llava, tiles = (
         getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-        for name in ("CLIPImageProcessor", "LlavaImageProcessor")
+        for name in ("CLIPImageProcessor", "LlavaImageProcessor", "LlavaNextImageProcessor")
     )
     square = {"height": pixels.size, "width": pixels.size}
     values: dict[str, Any] = {
@@ -179,6 +186,10 @@ def image_processor(pixels: PixelConfig) -> Any:
         "image_std": list(pixels.std),
         "resample": pixels.resample,
     }
+    if grid is not None:
+        grids = [list(pinpoint) for pinpoint in grid.pinpoints]
+        edge = {"shortest_edge": pixels.size}
+        return tiles(size=edge, crop_size=square, image_grid_pinpoints=grids, **values)
     if pixels.aspect == "pad":
         return llava(do_pad=True, size={"shortest_edge": pixels.size}, crop_size=square, **values)
     if pixels.aspect == "crop":

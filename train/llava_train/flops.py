@@ -52,7 +52,7 @@ def sample_flops(parts: Parts, encoded: EncodedData, index: int) -> Flops:
     vision, text = parts.model.config.vision_config, parts.model.config.text_config
     part = slice(encoded.starts[index], encoded.starts[index + 1])
     positions, answers = int(encoded.lengths[index]), int(encoded.loss[part].sum())
-    pictured = len(encoded.images[index])
+    pictured = encoded.squares(index)
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
     depth = parts.model.config.vision_feature_layer
     layers = depth if depth >= 0 else vision.num_hidden_layers + 1 + depth

@@ -21,7 +21,7 @@ IMAGE_TOKEN = "<image>"
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as numbers; a picture is `image_tokens` equal ids."""
+    """One sample as numbers; a picture is as many equal ids as it takes positions."""
 
     ids: list[int]
     labels: list[int]
@@ -74,18 +74,35 @@ class Encoder:
         self.prefix = _prefix(tokenizer)
         """The BOS token, if this tokenizer writes one."""
 
-    def encode(self, segments: Iterable[Segment], name: str = "sample") -> Encoded:
+    def encode(
+        self,
+        segments: Iterable[Segment],
+        name: str = "sample",
+        positions: Sequence[int] | None = None,
+    ) -> Encoded:
         """Ids and labels of one rendered conversation."""
-        return self.encode_many([(name, segments)])[0]
+        return self.encode_many([(name, segments)], positions and [positions])[0]
 
-    def encode_many(self, samples: Sequence[tuple[str, Iterable[Segment]]]) -> list[Encoded]:
-        """Many named samples; the texts of all go through the tokenizer together."""
+    def encode_many(
+        self,
+        samples: Sequence[tuple[str, Iterable[Segment]]],
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> list[Encoded]:
+        """Many named samples; the texts of all go through the tokenizer together.
+
+        positions: of each sample's pictures, where they do not all take `image_tokens`.
+        """
         merged = [(name, runs(segments)) for name, segments in samples]
         texts = [run.text for _, parts in merged for run in parts if run.text and not run.special]
         encodings = iter(self._plain.encode_batch(texts, add_special_tokens=False))
-        return [self._one(name, parts, encodings) for name, parts in merged]
+        return [
+            self._one(name, parts, encodings, positions[place] if positions else None)
+            for place, (name, parts) in enumerate(merged)
+        ]
 
-    def _one(self, name: str, parts: Sequence[Run], encodings: Any) -> Encoded:
+    def _one(
+        self, name: str, parts: Sequence[Run], encodings: Any, positions: Sequence[int] | None
+    ) -> Encoded:
         ids = list(self.prefix)
         labels = [IGNORE_INDEX] * len(ids)
         images: list[int] = []
@@ -94,8 +111,9 @@ class Encoder:
             if run.image is not None:
                 if self.image_token_id is None:
                     raise ModelInvalid(f"the tokenizer has no {IMAGE_TOKEN} token")
-                ids += [self.image_token_id] * self.image_tokens
-                labels += [IGNORE_INDEX] * self.image_tokens
+                taken = positions[run.image] if positions else self.image_tokens
+                ids += [self.image_token_id] * taken
+                labels += [IGNORE_INDEX] * taken
                 images.append(run.image)
                 ends.append(len(ids))
             elif run.special:

@@ -21,7 +21,8 @@ import torch
 from llava_cli.errors import DataError, ImageError
 from llava_cli.images import Image
 from llava_cli.pixels import PixelConfig, normalise, prepare
-from llava_train.dataset import EncodedData
+from llava_cli.tiles import Grid
+from llava_train.dataset import EncodedData, Shapes
 from llava_train.features import FeatureCache
 from llava_train.labels import IGNORE_INDEX
 from llava_train.recipe import Recipe
@@ -49,6 +50,9 @@ class Batch:
     """(1, S) where a row holds several samples: each begins at 0 again."""
     samples: tuple[int, ...] = ()
     """Which samples of the data these are."""
+    shapes: Shapes = ()
+    """Where pictures are cut into tiles: (width, height) of each; `pixels` has all their squares,
+    one picture's behind the other's."""
 
     @property
     def answer_tokens(self) -> int:
@@ -84,7 +88,7 @@ class Loader:
         self._features = features
         self._config = config
         self._recipe = recipe
-        self._cache: dict[Picture, npt.NDArray[np.uint8]] = {}
+        self._cache: dict[Picture, list[npt.NDArray[np.uint8]]] = {}
         self._room = recipe.pixel_cache_mb * 2**20
         self._lock = threading.Lock()
         self.broken: dict[int, str] = {}
@@ -112,13 +116,15 @@ class Loader:
         """One micro-batch of these samples."""
         pixels, features, lost = self._pictures(indices)
         kept = [int(index) for index in indices if int(index) not in lost]
+        cut = self._data.grid is not None
+        shapes = [shape for i in kept for shape in self._data.shapes[i]] if cut else ()
         rows = [self._data.row(index) for index in kept]
         tokens = sum(len(ids) for ids, _ in rows)
         if self._recipe.pack:
             ids, labels, positions = _one_row(rows, self._data.pad_id)
         else:
             (ids, labels), positions = _padded(rows, self._data.pad_id), None
-        return Batch(ids, labels, pixels, tokens, features, positions, tuple(kept))
+        return Batch(ids, labels, pixels, tokens, features, positions, tuple(kept), tuple(shapes))
 
     def _pictures(
         self, indices: npt.NDArray[np.int64]
@@ -131,7 +137,8 @@ class Loader:
         lost = set()
         for index in map(int, indices):
             try:
-                prepared += [self._pixels(index, p) for p in self._data.images[index]]
+                own = [s for p in self._data.images[index] for s in self._pixels(index, p)]
+                prepared += own
             except DataError as error:
                 self._note_broken(index, error)
                 lost.add(index)
@@ -148,16 +155,18 @@ class Loader:
                 hint = f"{count} pictures are broken; raise broken_limit to go on without them"
             raise DataError(error.message, hint) from error
 
-    def _pixels(self, index: int, picture: Picture) -> npt.NDArray[np.float32]:
-        """(3, H, W) of one of a sample's pictures."""
-        prepared = self._cache.get(picture)
-        if prepared is None:
-            prepared = decoded(picture, self._config, f"sample {self._data.names[index]}")
+    def _pixels(self, index: int, picture: Picture) -> list[npt.NDArray[np.float32]]:
+        """(3, H, W) of each square of one of a sample's pictures."""
+        squares = self._cache.get(picture)
+        if squares is None:
+            name = f"sample {self._data.names[index]}"
+            squares = decoded(picture, self._config, name, self._data.grid)
+            size = sum(square.nbytes for square in squares)
             with self._lock:
-                if self._room >= prepared.nbytes:
-                    self._room -= prepared.nbytes
-                    self._cache[picture] = prepared
-        return normalise(prepared, self._config)
+                if self._room >= size:
+                    self._room -= size
+                    self._cache[picture] = squares
+        return [normalise(square, self._config) for square in squares]
 
 
 Row = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -190,11 +199,14 @@ def _one_row(rows: list[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, 
     return first, second, torch.from_numpy(positions.astype(np.int64)[None])
 
 
-def decoded(picture: Picture | Path, config: PixelConfig, name: str) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) of a picture, prepared; `name` is whose picture it is."""
+def decoded(
+    picture: Picture | Path, config: PixelConfig, name: str, grid: Grid | None = None
+) -> list[npt.NDArray[np.uint8]]:
+    """(H, W, 3) of a picture, prepared, or of each of its tiles; `name` is whose picture it is."""
     try:
         image = picture.read() if isinstance(picture, Picture) else Image.from_path(picture)
-        return prepare(image.open(), config)
+        pixels = image.open()
+        return grid.squares(pixels, config) if grid else [prepare(pixels, config)]
     except (ImageError, OSError) as error:
         text = error.message if isinstance(error, ImageError) else f"{picture}: {error}"
         hint = error.hint if isinstance(error, ImageError) else "check the file"

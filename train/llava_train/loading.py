@@ -25,6 +25,7 @@ from llava_train.parallel import Group
 from llava_train.recipe import Recipe
 from llava_train.scienceqa import in_order
 from llava_train.stepping import autocast, tower_features
+from llava_train.tiling import grid_of, shapes_of
 
 Note = Callable[[str], None]
 
@@ -45,9 +46,11 @@ def load_data(
         [Path(path) for path in data], folder, broken_limit=recipe.broken_limit, note=note
     )
     samples = in_order(found.samples, recipe.answer_order)
+    grid = grid_of(parts.model.config)
     encoded = dataset.encode(
         samples, folder, encoder, FORMATS[recipe.prompt_format], parts.pad_id,
-        place=recipe.image_place, weights=found.weights,
+        place=recipe.image_place, weights=found.weights, grid=grid,
+        shapes=shapes_of(samples, folder, recipe.workers) if grid else (),
     )  # fmt: skip
     note(
         f"{len(encoded)} samples, {int(encoded.lengths.sum())} positions, "
@@ -72,6 +75,8 @@ def feature_cache(
         return None
     if recipe.train_vision_tower:
         raise UsageError("feature_cache needs a frozen tower", "set train_vision_tower=false")
+    if encoded.grid is not None:
+        raise UsageError("feature_cache keeps no tiles", "use --set feature_cache=false")
     model, config = parts.model, parts.pixels
     dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
     width = model.config.vision_config.hidden_size
@@ -79,7 +84,7 @@ def feature_cache(
     cache = FeatureCache(place / "features", pictures, (rows, width), dtype)
 
     def pixels(picture: APicture) -> npt.NDArray[np.float32]:
-        return normalise(decoded(picture, config, str(picture)), config)
+        return normalise(decoded(picture, config, str(picture))[0], config)
 
     def tower(batch: torch.Tensor) -> torch.Tensor:
         with autocast(recipe, group.device), torch.no_grad():

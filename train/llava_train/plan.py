@@ -20,6 +20,7 @@ from llava_train.labels import Encoder
 from llava_train.loading import load_data
 from llava_train.recipe import MODULES, Recipe
 from llava_train.scienceqa import in_order
+from llava_train.tiling import grid_of, shapes_of
 
 _SPEED = {"cuda": 0.4 * 989e12, "cpu": 25e9}
 """FLOP/s that are assumed: 40 % of an H100, and what one CPU core gives in bfloat16."""
@@ -113,9 +114,13 @@ def preview(
     )
     samples = []
     form = FORMATS[recipe.prompt_format]
-    found = gather([Path(path) for path in data], None if images is None else Path(images))
+    folder = None if images is None else Path(images)
+    found = gather([Path(path) for path in data], folder)
+    grid = grid_of(parts.model.config)
     for sample in in_order(found.samples[:count], recipe.answer_order):
-        encoded = encoder.encode(rendered(sample, form, recipe.image_place), sample.name)
+        shapes = shapes_of([sample], folder, recipe.workers)[0] if grid else ()
+        taken = [grid.count(*shape) for shape in shapes] if grid else None
+        encoded = encoder.encode(rendered(sample, form, recipe.image_place), sample.name, taken)
         tokens = [
             {"id": row.id, "text": row.text, "loss": row.loss, "repeat": row.repeat}
             for row in encoder.preview(encoded)
@@ -144,12 +149,8 @@ def preview_as_text(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _counts(parts: Parts, name: str) -> dict[str, int]:
-    modules = [parts.module(name)]
-    if name == "language_model":
-        modules.append(parts.model.lm_head)
-    every = {id(p): p.numel() for module in modules for p in module.parameters()}
     return {
-        "parameters": sum(every.values()),
+        "parameters": sum(p.numel() for p in parts.members(name)),
         "trained": sum(p.numel() for _, p in parts.parameters(name)),
     }
 
@@ -165,7 +166,8 @@ def _memory(parts: Parts, recipe: Recipe, longest: int) -> int:
     for name in MODULES:
         counts = _counts(parts, name)
         frozen = counts["parameters"] - counts["trained"]
-        total += counts["trained"] * 16 + frozen * _BYTES[recipe.frozen_dtype]
+        each = 24 if recipe.exact_sums else 16
+        total += counts["trained"] * each + frozen * _BYTES[recipe.frozen_dtype]
     text = parts.model.config.text_config
     kept = 24 if recipe.train_language_model else 17  # x hidden bytes, per position and layer
     layers = (

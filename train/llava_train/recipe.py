@@ -31,7 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_format": tuple(FORMATS),
     "connector": ("linear", "mlp2x_gelu"),
     "select": ("default", "full"),
-    "aspect": ("pad", "crop", "stretch"),
+    "aspect": ("pad", "crop", "stretch", "anyres"),
     "image_place": ("front", "data", "random"),
     "answer_order": ("data", "answer-first", "reasoning-first"),
     "adapter": ("none", "lora", "dora", "qlora"),
@@ -46,7 +46,7 @@ FREE = frozenset({"name", "workers", "prefetch", "pixel_cache_mb", "save_every",
                    "async_save"})  # fmt: skip
 """Fields that do not change what is learnt, so that a resumed run may change them."""
 LATER = frozenset({"image_place", "answer_order", "adapter", "lora_rank", "lora_alpha",
-                   "lora_dropout", "pack", "val_samples"})  # fmt: skip
+                   "lora_dropout", "pack", "val_samples", "exact_sums", "tiles"})  # fmt: skip
 """Fields that came after the first release; at their default they leave a fingerprint as it was,
 so that older runs go on."""
 
@@ -64,8 +64,12 @@ class Recipe:
     feature_layer: int = -2
     """Which hidden state of the vision tower is read; -2 leaves the last layer out."""
     select: str = "default"
-    """`default` drops the CLS position, `full` keeps it."""
+    """`default` drops the CLS position of a tower that has one, `full` keeps it."""
     aspect: str = "pad"
+    """How a picture becomes the tower's square: pad · crop · stretch; or anyres: a whole one and as
+    many tiles as suit it (LLaVA-1.6)."""
+    tiles: str = "1x2,2x1,2x2,3x1,1x3"
+    """With anyres: the grids, rows x columns of squares; of several as good the first is taken."""
     image_place: str = "front"
     """Where a turn's picture stands: in `front` of the question (LLaVA-1.5), where the `data` has
     it, or in front or behind at `random`, by seed and sample (LLaVA v1)."""
@@ -125,6 +129,9 @@ class Recipe:
     """bfloat16: autocast over float32 weights."""
     frozen_dtype: str = "float32"
     """Of weights that are not trained."""
+    exact_sums: bool = True
+    """Add the gradients of micro-batches in float64: the number of processes then changes nothing.
+    Costs 8 bytes a trained parameter; without it, other numbers of processes end 1e-6 apart."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of the language model."""

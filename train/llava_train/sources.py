@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from llava_cli.decode import upright_size
 from llava_cli.errors import DataError, MissingDependency
 from llava_cli.images import SUFFIXES, Image
 
@@ -50,6 +51,10 @@ class Picture:
         with self.path.open("rb") as file:
             file.seek(self.start)
             return Image.from_bytes(file.read(self.size), str(self), "memory")
+
+    def shape(self) -> tuple[int, int]:
+        """Width and height, upright."""
+        return upright_size(self.read().read(), str(self))
 
     def stat(self) -> os.stat_result:
         """Of the file that it lies in."""

@@ -24,9 +24,10 @@ from llava_train import attention
 from llava_train.assemble import Parts
 from llava_train.labels import IGNORE_INDEX
 from llava_train.loader import Batch
-from llava_train.parallel import Group
+from llava_train.parallel import GradientSum, Group
 from llava_train.recipe import MODULES, Recipe
 from llava_train.runlog import StepLog
+from llava_train.tiling import packed
 
 
 class NotFinite(LlavaError):
@@ -58,14 +59,15 @@ class Stepper:
             counts = [counts[0] + batch.answer_tokens, counts[1] + batch.tokens]
         answers, tokens = (int(count) for count in self.group.sums(counts))
         self._modes()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        sums = GradientSum(trained, self._sums_in())
         try:
-            loss = self._backward(number, micro_batches, max(1, answers))
+            loss = self._backward(number, micro_batches, max(1, answers), sums)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"step {number} did not fit into memory", "lower micro_batch, or max_length"
             ) from error
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.group.sum_gradients(trained)
+        sums.finish(self.group)
         norm = float(nn.utils.clip_grad_norm_(trained, self.recipe.clip or math.inf))
         if not math.isfinite(loss) or not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -78,10 +80,17 @@ class Stepper:
         seconds = time.perf_counter() - began
         return StepLog(number, loss, self.recipe.lr * factor, tokens, answers, norm, seconds)
 
-    def _backward(self, number: int, micro_batches: Sequence[Batch], answers: int) -> float:
-        """Gradients of the step; the loss of the global batch."""
+    def _sums_in(self) -> torch.dtype:
+        """What gradients and losses of micro-batches are added in."""
+        exact = self.recipe.exact_sums and self.group.device.type != "mps"  # which has no float64
+        return torch.float64 if exact else torch.float32
+
+    def _backward(
+        self, number: int, micro_batches: Sequence[Batch], answers: int, sums: GradientSum
+    ) -> float:
+        """This process's part of the step's gradients; the loss of the global batch."""
         device = self.group.device
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=device, dtype=self._sums_in())
         for batch in micro_batches:
             if not batch.samples or not batch.answer_tokens:  # all its pictures were broken
                 continue
@@ -90,6 +99,7 @@ class Stepper:
                 part = answer_loss(self.parts.model, batch.to(device)) / answers
             if part.requires_grad:
                 part.backward()
+                sums.add()
             loss += part.detach()
         return self.group.sums([float(loss)])[0]
 
@@ -168,6 +178,8 @@ def embedded(model: Any, batch: Batch) -> torch.Tensor:
         seen = tower_features(model, batch.pixels)
     if seen is not None:
         features = model.model.multi_modal_projector(seen)  # (P, N, D)
+        if batch.shapes:
+            features = packed(model, features, batch.shapes)
         slots = (batch.ids == model.config.image_token_index).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(slots, features.to(embeddings.dtype))
     return embeddings
@@ -183,10 +195,12 @@ def tower_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def tower_states(tower: Any, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-    """(P, 1 + N, V): hidden state `layer` of a CLIP tower; later layers are not run."""
+    """(P, N, V), CLIP's CLS first: hidden state `layer` of a tower; later layers are not run."""
     depth = layer if layer >= 0 else len(tower.encoder.layers) + 1 + layer
     dtype = tower.embeddings.patch_embedding.weight.dtype
-    hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels.to(dtype)))
+    hidden: torch.Tensor = tower.embeddings(pixels.to(dtype))
+    if hasattr(tower, "pre_layrnorm"):  # CLIP's; SigLIP has none
+        hidden = tower.pre_layrnorm(hidden)
     for block in tower.encoder.layers[:depth]:
         hidden = block(hidden, None)
     return hidden
