@@ -19,7 +19,7 @@ import torch
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
-from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.base import Audience, ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.hf_vocabulary import HfVocabulary
 from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory, silent
 from llava_cli.errors import LlavaError, ModelInvalid, UsageError
@@ -83,7 +83,10 @@ class AnyTorchEngine:
             yield token
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
         """Answer many conversations, several at a time."""
         if sampling.schema is not None or sampling.choices:

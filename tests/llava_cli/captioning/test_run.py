@@ -15,7 +15,7 @@ from llava_cli.captioning.run import Job, Outcome, Run
 from llava_cli.captioning.sources import Sources
 from llava_cli.captioning.wording import Template
 from llava_cli.conversation import Conversation
-from llava_cli.engines.base import Sampling, Stats, Token
+from llava_cli.engines.base import Audience, Sampling, Stats, Token
 from llava_cli.errors import LlavaError, OutOfMemory
 from tests.llava_cli.cli.fake_llava import FakeEngine, fake_files
 
@@ -30,7 +30,10 @@ class Engine(FakeEngine):
         self._refuses = refuses
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
         self.batches.append(len(conversations))
         if len(conversations) > self._room:
