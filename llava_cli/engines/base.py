@@ -104,7 +104,7 @@ class Token:
 
 
 class Audience(Protocol):
-    """Who waits for the answers of a batch while it runs: some come later, some go, some ask in vain.
+    """Who waits for a batch's answers: some come later, some go early, some ask in vain.
 
     An engine that cannot take more while it computes leaves `more` alone: they wait for the next
     batch. All methods are called in the engine's thread.

@@ -1,8 +1,8 @@
 """The one thread that uses the engine: takes what waits, answers it together.
 
-Requests that are there share a call of `generate_batch`; those that come while it runs join it where
-the engine can take them, and get the next turn otherwise. A request that nobody waits for any more
-loses its place at once, before its turn or in the middle of its answer; the others go on.
+Requests that are there share a call of `generate_batch`; those that come while it runs join it
+where the engine can take them, and get the next turn otherwise. A request that nobody waits for any
+more loses its place at once, before its turn or amid its answer; the others go on.
 """
 
 from __future__ import annotations

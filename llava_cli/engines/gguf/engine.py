@@ -145,6 +145,7 @@ class GgufEngine:
             yield from ((0, token) for token in alone)
         else:
             yield from batch.run()
+
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""
         self._check_open()

@@ -37,6 +37,8 @@ class Counter:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.positions = self.calls = self.widest = 0
         self.open = 0
+        self.wide: list[Context] = []
+        """Contexts of batches, of which a single conversation needs none."""
         real, close, made = Context._decode, Context.close, Context._made
 
         def counting(context: Context, *arguments: Any) -> Any:
@@ -51,6 +53,8 @@ class Counter:
 
         def making(context: Context, positions: int) -> Any:
             self.open += 1
+            if len(context.cells) > 2:
+                self.wide.append(context)
             return made(context, positions)
 
         monkeypatch.setattr(Context, "_decode", counting)
@@ -215,3 +219,82 @@ def test_every_answer_carries_its_own_stats(gguf: GgufEngine) -> None:
 
 def test_no_conversations_no_answers(gguf: GgufEngine) -> None:
     assert list(gguf.generate_batch([], GREEDY)) == []
+
+
+class Guests:
+    """An audience of whom some come later and some leave after so many of their tokens."""
+
+    def __init__(
+        self,
+        later: Sequence[tuple[Conversation, Sampling]] = (),
+        patience: dict[int, int] | None = None,
+    ) -> None:
+        self.later = list(later)
+        self.patience = patience or {}
+        self.heard: dict[int, list[tuple[Any, ...]]] = {}
+        self.errors: dict[int, LlavaError] = {}
+
+    def more(self) -> Sequence[tuple[Conversation, Sampling]]:
+        """One at a time, when somebody has been heard."""
+        return [self.later.pop(0)] if self.later and self.heard else []
+
+    def gone(self, index: int) -> bool:
+        return len(self.heard.get(index, ())) >= self.patience.get(index, 10**9)
+
+    def failed(self, index: int, error: LlavaError) -> None:
+        self.errors[index] = error
+
+    def listen(self, gguf: GgufEngine, asked: Sequence[Conversation]) -> list[Any]:
+        for index, t in gguf.generate_batch(asked, GREEDY, self):
+            self.heard.setdefault(index, []).append((t.id, t.text, t.finish_reason))
+        return [self.heard[index] for index in sorted(self.heard)]
+
+
+def test_who_comes_later_joins_with_settings_of_their_own(
+    gguf: GgufEngine, counted: Counter
+) -> None:
+    drawn = Sampling(temperature=1.0, seed=3, max_tokens=5)
+    asked = mixed()
+    for first in (1, 3):  # one alone goes on from what was read before it
+        guests = Guests([(asked[5], drawn), (asked[12], GREEDY), (asked[14], GREEDY)])
+        found = guests.listen(gguf, asked[:first])
+        assert found[:first] == alone(gguf, asked[:first])
+        assert found[first:] == [
+            *alone(gguf, [asked[5]], drawn),
+            *alone(gguf, [asked[12], asked[14]]),
+        ]
+        assert guests.errors == {}
+    assert counted.wide and all(context.capacity == 0 for context in counted.wide)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_who_leaves_frees_the_slot_and_ends_no_other(
+    gguf: GgufEngine, counted: Counter, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MOST_SLOTS", 3)
+    asked = mixed()[:count]
+    guests = Guests([(asking("in words alone"), GREEDY)], patience={0: 2})
+    found = guests.listen(gguf, asked)
+    assert found[0] == alone(gguf, asked)[0][:2]
+    assert found[1:] == [*alone(gguf, asked[1:]), *alone(gguf, [asking("in words alone")])]
+    assert counted.wide and all(context.capacity == 0 for context in counted.wide)
+
+
+def test_what_one_cannot_have_ends_no_other(gguf: GgufEngine) -> None:
+    damaged = asking(Image.from_bytes(b"no picture", "bad.png", "data"), "what?")
+    asked = [*mixed()[:3], asking("word " * 300), damaged, asking("x")]
+    guests = Guests([(asking("word " * 300), GREEDY), (asking("in words alone"), GREEDY)])
+    found = guests.listen(gguf, asked)
+    assert found == alone(gguf, [*asked[:3], asked[5], asking("in words alone")])
+    assert sorted(guests.heard) == [0, 1, 2, 5, 7]
+    assert sorted(guests.errors) == [3, 4, 6]
+
+
+def test_a_context_that_more_ask_for_than_it_was_made_for_is_made_anew(
+    gguf: GgufEngine, counted: Counter
+) -> None:
+    asked = mixed()
+    guests = Guests([(conversation, GREEDY) for conversation in asked[2:]])
+    found = guests.listen(gguf, asked[:2])
+    assert found == alone(gguf, asked)
+    assert counted.widest >= 4
