@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -374,6 +375,20 @@ def test_help_reads_like_the_readme(run: Run) -> None:
     out = run("caption", "--help").out
     assert out.index("Caption many pictures") < out.index("Examples:") < out.index("Usage:")
     assert "llava caption photos --retry-failed" in out
+    titles = ["Which pictures", "What is asked", "Where captions go"]  # as on the guide's page
+    places = [out.index(f"\n{title}:\n") for title in (*titles, "Which model", "Every command")]
+    assert places == sorted(places)
+
+
+@pytest.mark.checkout
+def test_the_guides_page_has_the_helps_headings_and_names_its_options(run: Run) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "caption.md").read_text(encoding="utf-8")
+    own = run("caption", "--help").out.partition("How answers are chosen:")[0]
+    for title in re.findall(r"^(W.+):$", own, re.MULTILINE):
+        assert f"\n## {title}\n" in page
+    options = re.findall(r"^  (?:(-\w), )?(--[a-z-]+)", own, re.MULTILINE)
+    assert len(options) > 20
+    assert [(s, o) for s, o in options if o not in page and (not s or f"{s}`" not in page)] == []
 
 
 def test_html_shows_captions_and_failures(llava: InProcess, photos: Path, tmp_path: Path) -> None:
