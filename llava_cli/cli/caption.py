@@ -10,6 +10,7 @@ import click
 from llava_cli.cli.groups import Command
 from llava_cli.cli.options import (
     common,
+    completed_by,
     model_options,
     sampling_from,
     sampling_options,
@@ -121,7 +122,7 @@ _how_it_runs = section(
 
 
 @click.command("caption", cls=Command, examples=EXAMPLES)
-@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.argument("paths", nargs=-1, metavar="PATH...", shell_complete=completed_by("captioned"))
 @_which_pictures
 @_what_is_asked
 @_where_captions_go
