@@ -20,6 +20,7 @@ from llava_cli.errors import LlavaError
 
 MOST_WAITING = 256
 MOST_TOGETHER = 16
+_AGAIN = "ask again when it has been started anew"
 
 
 class Full(Exception):
@@ -147,7 +148,7 @@ class Worker:
         with self._wake:
             self._stopping = True
             for job in self._waiting:
-                job.give(LlavaError("the server is stopping"))
+                job.give(LlavaError("the server is stopping", _AGAIN))
             self._waiting.clear()
             self._wake.notify()
         self._thread.join()
@@ -204,7 +205,8 @@ class Worker:
         except LlavaError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - the server outlives a defect
-            failure = LlavaError(f"{type(error).__name__}: {error}")
+            hint = "this should not happen: please report it"
+            failure = LlavaError(f"{type(error).__name__}: {error}", hint)
         finally:
             close = getattr(tokens, "close", None)
             if close is not None:
@@ -230,7 +232,7 @@ class Worker:
         alone = len(table.jobs) == 1
         for job in table.jobs.values():
             if failure is None or self._stopping:
-                job.give(LlavaError("the answer was cut short: the server is stopping"))
+                job.give(LlavaError("the answer was cut short: the server is stopping", _AGAIN))
             elif job.begun or job.tried or alone:
                 job.give(failure)
             else:
