@@ -15,7 +15,7 @@ def all_below(kind: type[LlavaError]) -> Iterator[type[LlavaError]]:
         yield from all_below(child)
 
 
-@pytest.mark.parametrize("kind", sorted(all_below(LlavaError), key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted(all_below(LlavaError), key=str))
 def test_every_error_has_a_remedy_even_where_none_is_given(kind: type[LlavaError]) -> None:
     error = kind("it is wrong")
     assert error.hint == kind.remedy

@@ -217,6 +217,14 @@ def test_every_answer_carries_its_own_stats(gguf: GgufEngine) -> None:
         assert [info.source for info in found.images] == ["memory"] * len(conversation.images)
 
 
+def test_of_many_pictures_only_the_last_are_kept_in_memory(
+    gguf: GgufEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_cli.engines.gguf.pictures._KEPT_PICTURES", 2)
+    together(gguf, [asking(picture, "what?") for picture in PICTURES])
+    assert len(gguf._pictures._rows) == 2
+
+
 def test_no_conversations_no_answers(gguf: GgufEngine) -> None:
     assert list(gguf.generate_batch([], GREEDY)) == []
 
