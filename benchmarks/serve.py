@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -189,8 +190,15 @@ def server(model: str | None) -> Iterator[tuple[str, int]]:
     """A `llava serve` of its own: address and process."""
     command = [sys.executable, "-m", "llava_cli", "serve", "--port", "0", "--json"]
     command += ["--max-body", "1"] + ([] if model is None else ["--model", model])
-    environment = {**os.environ, "LLAVA_API_KEY": KEY}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryDirectory() as home,  # its cache of pictures is nobody else's
+        subprocess.Popen(
+            command,
+            env={**os.environ, "LLAVA_API_KEY": KEY, "LLAVA_HOME": home},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

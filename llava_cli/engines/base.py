@@ -107,7 +107,7 @@ class Audience(Protocol):
     """Who waits for a batch's answers: some come later, some go early, some ask in vain.
 
     An engine that cannot take more while it computes leaves `more` alone: they wait for the next
-    batch. All methods are called in the engine's thread.
+    batch. `gone` may be asked from any thread, the others are called in the engine's.
     """
 
     def more(self) -> Sequence[tuple[Conversation, Sampling]]:

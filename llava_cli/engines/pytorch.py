@@ -123,7 +123,7 @@ class TorchEngine:
                 for token in self.generate(conversation, sampling):
                     yield index, token
             return
-        yield from Batch(self, sampling, audience).run(conversations)
+        yield from Batch(self, sampling, audience=audience).run(conversations)
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""

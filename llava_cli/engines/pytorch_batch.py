@@ -59,8 +59,8 @@ class Batch:
         self,
         engine: TorchEngine,
         sampling: Sampling,
-        audience: Audience | None = None,
         most: int = MOST_ROWS,
+        audience: Audience | None = None,
     ) -> None:
         self._engine = engine
         self._audience = audience

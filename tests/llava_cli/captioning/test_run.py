@@ -125,9 +125,12 @@ def test_of_many_pictures_those_without_a_caption_come_first(
     keeper.journal.close(finished=True, all_seen=True)
     looked: list[str] = []
     claim = Journal.claim
-    monkeypatch.setattr(
-        Journal, "claim", lambda self, key, name: looked.append(name) or claim(self, key, name)
-    )
+
+    def claimed(journal: Journal, key: bytes, name: str) -> str | None:
+        looked.append(name)
+        return claim(journal, key, name)
+
+    monkeypatch.setattr(Journal, "claim", claimed)
     keeper = keeper_of(output)
     keeper.begin("")
     found = Run(job, keeper, lambda: Engine()).outcomes()

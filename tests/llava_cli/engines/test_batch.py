@@ -19,6 +19,7 @@ from llava_cli.engines.gguf.engine import GgufEngine
 from llava_cli.errors import LlavaError
 from llava_cli.images import Image
 from tests import tiny
+from tests.llava_cli.engines.guests import Guests
 
 GREEDY = Sampling(max_tokens=8)
 PICTURES = [Image.from_pil(tiny.picture(60 + seed, 70, seed=seed)) for seed in range(6)]
@@ -221,41 +222,13 @@ def test_of_many_pictures_only_the_last_are_kept_in_memory(
     gguf: GgufEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llava_cli.engines.gguf.pictures._KEPT_PICTURES", 2)
+    gguf._pictures._rows.clear()
     together(gguf, [asking(picture, "what?") for picture in PICTURES])
     assert len(gguf._pictures._rows) == 2
 
 
 def test_no_conversations_no_answers(gguf: GgufEngine) -> None:
     assert list(gguf.generate_batch([], GREEDY)) == []
-
-
-class Guests:
-    """An audience of whom some come later and some leave after so many of their tokens."""
-
-    def __init__(
-        self,
-        later: Sequence[tuple[Conversation, Sampling]] = (),
-        patience: dict[int, int] | None = None,
-    ) -> None:
-        self.later = list(later)
-        self.patience = patience or {}
-        self.heard: dict[int, list[tuple[Any, ...]]] = {}
-        self.errors: dict[int, LlavaError] = {}
-
-    def more(self) -> Sequence[tuple[Conversation, Sampling]]:
-        """One at a time, when somebody has been heard."""
-        return [self.later.pop(0)] if self.later and self.heard else []
-
-    def gone(self, index: int) -> bool:
-        return len(self.heard.get(index, ())) >= self.patience.get(index, 10**9)
-
-    def failed(self, index: int, error: LlavaError) -> None:
-        self.errors[index] = error
-
-    def listen(self, gguf: GgufEngine, asked: Sequence[Conversation]) -> list[Any]:
-        for index, t in gguf.generate_batch(asked, GREEDY, self):
-            self.heard.setdefault(index, []).append((t.id, t.text, t.finish_reason))
-        return [self.heard[index] for index in sorted(self.heard)]
 
 
 def test_who_comes_later_joins_with_settings_of_their_own(
@@ -265,7 +238,7 @@ def test_who_comes_later_joins_with_settings_of_their_own(
     asked = mixed()
     for first in (1, 3):  # one alone goes on from what was read before it
         guests = Guests([(asked[5], drawn), (asked[12], GREEDY), (asked[14], GREEDY)])
-        found = guests.listen(gguf, asked[:first])
+        found = guests.listen(gguf, asked[:first], GREEDY)
         assert found[:first] == alone(gguf, asked[:first])
         assert found[first:] == [
             *alone(gguf, [asked[5]], drawn),
@@ -282,7 +255,7 @@ def test_who_leaves_frees_the_slot_and_ends_no_other(
     monkeypatch.setattr(batch, "MOST_SLOTS", 3)
     asked = mixed()[:count]
     guests = Guests([(asking("in words alone"), GREEDY)], patience={0: 2})
-    found = guests.listen(gguf, asked)
+    found = guests.listen(gguf, asked, GREEDY)
     assert found[0] == alone(gguf, asked)[0][:2]
     assert found[1:] == [*alone(gguf, asked[1:]), *alone(gguf, [asking("in words alone")])]
     assert counted.wide and all(context.capacity == 0 for context in counted.wide)
@@ -292,7 +265,7 @@ def test_what_one_cannot_have_ends_no_other(gguf: GgufEngine) -> None:
     damaged = asking(Image.from_bytes(b"no picture", "bad.png", "data"), "what?")
     asked = [*mixed()[:3], asking("word " * 300), damaged, asking("x")]
     guests = Guests([(asking("word " * 300), GREEDY), (asking("in words alone"), GREEDY)])
-    found = guests.listen(gguf, asked)
+    found = guests.listen(gguf, asked, GREEDY)
     assert found == alone(gguf, [*asked[:3], asked[5], asking("in words alone")])
     assert sorted(guests.heard) == [0, 1, 2, 5, 7]
     assert sorted(guests.errors) == [3, 4, 6]
@@ -303,6 +276,6 @@ def test_a_context_that_more_ask_for_than_it_was_made_for_is_made_anew(
 ) -> None:
     asked = mixed()
     guests = Guests([(conversation, GREEDY) for conversation in asked[2:]])
-    found = guests.listen(gguf, asked[:2])
+    found = guests.listen(gguf, asked[:2], GREEDY)
     assert found == alone(gguf, asked)
     assert counted.widest >= 4
