@@ -133,8 +133,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as top:
             pictures = make(Path(top), options.n, options.folders)
             found = measure(case, pictures, min(options.captions, options.n))
-        sys.stdout.write(json.dumps(found) + "\n")
-        sys.stdout.flush()
+            sys.stdout.write(json.dumps(found) + "\n")
+            sys.stdout.flush()
     return 0
 
 
