@@ -20,17 +20,20 @@ class LlavaError(Exception):
     """A failure with one line of explanation and one line of remedy."""
 
     exit_code = 1
+    remedy = "llava doctor says what works here; --debug shows where it comes from"
+    """What is to be done where nothing better can be said."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.remedy
 
 
 class UsageError(LlavaError):
     """Arguments that cannot be understood."""
 
     exit_code = 2
+    remedy = "--help shows what can be given"
 
 
 class ModelError(LlavaError):
@@ -46,11 +49,14 @@ class ModelNotFound(ModelError):
 class ModelInvalid(ModelError):
     """Model files that are corrupt, incomplete or of an unsupported kind."""
 
+    remedy = "fetch or convert the model again, or use another one"
+
 
 class ImageError(LlavaError):
     """An image that cannot be used."""
 
     exit_code = 4
+    remedy = "give another picture, or save this one anew"
 
 
 class PartialFailure(LlavaError):

@@ -37,7 +37,8 @@ SUFFIXES = frozenset(
 MAX_GLOB_MATCHES = 10_000
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[^,;\s]*)*),(.*)", re.DOTALL | re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://\S", re.IGNORECASE)
-_AS_PROMPT = "if it is the question and not a picture, give it with -p/--prompt"
+AS_PROMPT = "if it is the question and not a picture, give it with -p/--prompt"
+"""Remedy where a picture may have been meant as words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +168,7 @@ def _looks_like_image(text: str) -> tuple[str, str] | None:
         if scheme in ("http", "https"):
             if not _has_suffix(text):
                 return None  # a question that begins with an address
-            return f"{text}: a URL cannot contain spaces", f"write %20 for a space; {_AS_PROMPT}"
+            return f"{text}: a URL cannot contain spaces", f"write %20 for a space; {AS_PROMPT}"
         if not re.search(r"\s", text):
             return (
                 f"{text}: {scheme}: URLs are not read",
@@ -180,9 +181,9 @@ def _looks_like_image(text: str) -> tuple[str, str] | None:
     if text.endswith("?"):
         return None  # "red/green?" is a question; a pattern that matches nothing looks no better
     if "*" in text and (has_suffix or not re.search(r"\s", text)):
-        return f"{text}: no file matches", f"check the pattern; {_AS_PROMPT}"
+        return f"{text}: no file matches", f"check the pattern; {AS_PROMPT}"
     if has_suffix or _is_pathlike(text):
-        return f"{text}: no such file", f"check the path; {_AS_PROMPT}"
+        return f"{text}: no such file", f"check the path; {AS_PROMPT}"
     return None
 
 

@@ -47,6 +47,10 @@ class Keeper(Protocol):
         """The picture's place; LlavaError where the format has none for it."""
         ...
 
+    def bare(self, folder: Path, below: Path, names: list[str]) -> list[str]:
+        """Those of a folder's pictures that lack a caption, as far as names tell; quick."""
+        ...
+
     def caption(self, item: Item) -> str | None:
         """The caption that the picture has."""
         ...
@@ -110,6 +114,18 @@ class SidecarKeeper:
         name = shown[len(root) :] if shown.startswith(root) else shown
         return Place(name, os.fsencode(target), target)
 
+    def bare(self, folder: Path, below: Path, names: list[str]) -> list[str]:
+        """Those without a sidecar."""
+        output = self.output
+        try:
+            there = set(os.listdir(folder if output.out is None else output.out / below))
+        except FileNotFoundError:  # nothing was written to it yet
+            return names
+        except OSError:  # whatever it is, it is said of each picture in its turn
+            return []
+        suffix = f".{output.format}"
+        return [name for name in names if os.path.splitext(name)[0] + suffix not in there]
+
     def caption(self, item: Item) -> str | None:
         """What the sidecar says."""
         return self.output.caption(self.output.target(item))
@@ -151,6 +167,16 @@ class FileKeeper:
         name = self.output.name(item)
         return Place(name, os.fsencode(name), str(self.output.path))
 
+    def bare(self, folder: Path, below: Path, names: list[str]) -> list[str]:
+        """Those that neither file nor journal knows."""
+        one = names[0]
+        try:
+            called = self.output.name(Item(folder / one, (below / one).as_posix()))
+        except LlavaError:
+            return []
+        head = called[: len(called) - len(one)]
+        return [name for name in names if not self.journal.caption(head + name)]
+
     def caption(self, item: Item) -> str | None:
         """What file and journal say."""
         return self.journal.caption(self.output.name(item)) or None
@@ -185,6 +211,10 @@ class Rehearsal:
     def place(self, item: Item) -> Place:
         """Where it would go."""
         return self._keeper.place(item)
+
+    def bare(self, folder: Path, below: Path, names: list[str]) -> list[str]:
+        """As the real run would look for them."""
+        return self._keeper.bare(folder, below, names)
 
     def caption(self, item: Item) -> str | None:
         """What is there."""

@@ -84,18 +84,36 @@ class _Asked:
     pixels: int
 
 
-def select(job: Job, keeper: Keeper) -> Iterator[Outcome | _Work]:
-    """Each picture once: what has to be captioned, and what need not or cannot be."""
+def select(job: Job, keeper: Keeper) -> Iterator[Outcome | _Work | None]:
+    """Each picture once: what has to be captioned, and what need not or cannot be.
+
+    None comes before pictures that take long to look at: what was found need not wait for them.
+    """
     chosen = 0
-    for item in job.sources.items():
-        found = _looked_at(job, keeper, item)
-        if found is None:
-            continue
-        if isinstance(found, _Work) or found.kind == "failed":
+    for found in _in_order(job, keeper):
+        if isinstance(found, _Work) or (found is not None and found.kind == "failed"):
             chosen += 1
         yield found
         if job.limit is not None and chosen >= job.limit:
             return
+
+
+def _in_order(job: Job, keeper: Keeper) -> Iterator[Outcome | _Work | None]:
+    """Pictures that lack a caption first, then all that were not among these.
+
+    So work begins at once where all but a few of 100,000 pictures are done. The second pass knows
+    the pictures of the first by their claim to a place.
+    """
+    if job.existing == "skip" and not job.only_failed:
+        for item in job.sources.some(keeper.bare):
+            found = _looked_at(job, keeper, item)
+            if isinstance(found, _Work) or (found is not None and found.kind == "skipped"):
+                yield found  # what is refused has no place: it is refused again, and said then
+        yield None
+    for item in job.sources.items():
+        again = _looked_at(job, keeper, item)
+        if again is not None:
+            yield again
 
 
 def _looked_at(job: Job, keeper: Keeper, item: Item) -> Outcome | _Work | None:
@@ -140,15 +158,16 @@ class Run:
             if isinstance(found, Outcome):
                 yield found
                 continue
-            batch.append(found)
+            if found is not None:
+                batch.append(found)
             pixels = sum(asked.pixels for asked in batch)
-            if len(batch) >= self._size or pixels > BATCH_PIXELS:
+            if found is None or len(batch) >= self._size or pixels > BATCH_PIXELS:
                 yield from self._answered(batch)
                 batch = []
         yield from self._answered(batch)
 
-    def _asked(self) -> Iterator[Outcome | _Asked]:
-        """Decode some pictures ahead of the engine."""
+    def _asked(self) -> Iterator[Outcome | _Asked | None]:
+        """Decode some pictures ahead of the engine; None as in `select`."""
         pool = ThreadPoolExecutor(2, thread_name_prefix="decode")
         waiting: deque[Future[Outcome | _Asked]] = deque()
         try:
@@ -156,9 +175,12 @@ class Run:
                 if isinstance(found, Outcome):
                     yield found
                     continue
-                waiting.append(pool.submit(self._ask, found))
-                if len(waiting) > AHEAD:
+                if found is not None:
+                    waiting.append(pool.submit(self._ask, found))
+                while len(waiting) > (0 if found is None else AHEAD):
                     yield self._noted(waiting.popleft().result())
+                if found is None:
+                    yield None
             while waiting:
                 yield self._noted(waiting.popleft().result())
         finally:

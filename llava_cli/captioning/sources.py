@@ -11,7 +11,7 @@ import os
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,6 +66,10 @@ class Item:
             return file.read(self.member.size)
 
 
+Chosen = Callable[[Path, Path, list[str]], list[str]]
+"""Some of a folder's pictures: the folder, its place below what was named, names."""
+
+
 @dataclass(frozen=True)
 class Sources:
     """What a person named, and which of it they want."""
@@ -109,6 +113,17 @@ class Sources:
             if self._wanted(item):
                 yield item
 
+    def some(self, chosen: Chosen) -> Iterator[Item]:
+        """Pictures of the named folders that are chosen by their names alone.
+
+        What is named in another way, or is to be refused, is left to `items`.
+        """
+        for text in self.paths:
+            if os.path.isdir(text):
+                for item in self._walk(Path(text), Path(text), chosen):
+                    if not item.problem and not item.clash and self._wanted(item):
+                        yield item
+
     def _all(self) -> Iterator[Item]:
         several = len(self.paths) > 1
         for text in self.paths:
@@ -130,7 +145,7 @@ class Sources:
         elif not (several and path.suffix.lower() in _SIDECARS):  # `photos/*` names these, too
             yield Item(path, path.name)
 
-    def _walk(self, folder: Path, top: Path) -> Iterator[Item]:
+    def _walk(self, folder: Path, top: Path, chosen: Chosen | None = None) -> Iterator[Item]:
         """Pictures of a folder by name, then its subfolders; hidden ones are left out."""
         files: list[str] = []
         folders: list[str] = []
@@ -148,14 +163,16 @@ class Sources:
             problem = f"cannot be read: {error.strerror or error}"
             yield Item(folder, folder.relative_to(top).as_posix(), problem=problem)
             return
-        files.sort()
         below = folder.relative_to(top)
+        if chosen is not None and files:
+            files = chosen(folder, below, files)
+        files.sort()
         clashes = self._clashes(files, below)
         for name in files:
             relative = (below / name).as_posix()
             yield Item(folder / name, relative, clash=clashes.get(name, ""))
         for name in sorted(folders):
-            yield from self._walk(folder / name, top)
+            yield from self._walk(folder / name, top, chosen)
 
     def _clashes(self, files: list[str], below: Path) -> dict[str, str]:
         """For each picture whose stem another one has too: the other's name."""

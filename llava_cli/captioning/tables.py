@@ -72,8 +72,8 @@ class Table:
             if self.format == "kohya":
                 name = shown  # what kohya's scripts call a full path
             else:
-                below = shown.startswith(str(self.path.parent.absolute()).rstrip("/\\") + os.sep)
-                name = os.path.relpath(shown, self.path.parent.absolute()) if below else shown
+                parent = str(self.path.parent.absolute()).rstrip("/\\") + os.sep
+                name = shown.removeprefix(parent)
         if self.format != "kohya":
             name = name.replace(os.sep, "/")
         try:

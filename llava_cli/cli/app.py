@@ -5,6 +5,7 @@ Imports nothing that a command needs: a command's module is imported when the co
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -100,6 +101,18 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+_REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room: your share of the disk is used up",
+    errno.EACCES: "check the permissions, or name another place",
+    errno.EPERM: "check the permissions, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "close other programs, or raise the limit: ulimit -n",
+}
+"""What helps against what a system refuses."""
+
+
 class _Failure:
     """Prints failures in the form that was asked for."""
 
@@ -138,7 +151,8 @@ class _Failure:
         """A disk that is full, a folder that is read-only: whatever the system refused."""
         name = f"{error.filename}: " if error.filename else ""
         message = f"{name}{error.strerror or error}"
-        code = self.show(type(error).__name__, message, "--debug shows where", 1)
+        hint = _REMEDIES.get(error.errno or 0, "--debug shows where")
+        code = self.show(type(error).__name__, message, hint, 1)
         try:
             sys.stdout.flush()
         except OSError:  # it was stdout, and the interpreter would flush it once more

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llava_cli.cli.groups import Command
-from llava_cli.cli.options import common, model_options, sampling_from, sampling_options
+from llava_cli.cli.options import (
+    common,
+    completed_by,
+    model_options,
+    sampling_from,
+    sampling_options,
+    section,
+)
 
 if TYPE_CHECKING:
     from llava_cli.captioning.run import Job
@@ -27,72 +34,99 @@ EXAMPLES = (
 _FORMATS = ("txt", "caption", "json", "jsonl", "csv", "imagefolder", "webdataset", "kohya", "xmp")
 _PRESETS = ("descriptive", "short", "tags", "sd-prompt", "alt-text", "product", "ocr")
 _folder_or_file = click.Path(path_type=Path)
+_which_pictures = section(
+    "Which pictures",
+    click.option("-r", "--recursive", is_flag=True, help="Look into subfolders, too."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only these names; repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Not these names; repeatable."),
+    click.option(
+        "--from-file", metavar="FILE", help="Read paths from a list; - is standard input."
+    ),
+    click.option("-0", "--null", "nul", is_flag=True, help="The list is separated by NUL bytes."),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Caption at most N."),
+)
+_what_is_asked = section(
+    "What is asked",
+    click.option("--preset", type=click.Choice(_PRESETS), help="A prompt for a purpose."),
+    click.option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="Your own; {stem} {name} {dir} {caption} {exif.date} are filled in.",
+    ),
+    click.option("--prompt-file", type=_folder_or_file, help="Your own, from a file."),
+    click.option("-s", "--system", metavar="TEXT", help="Replace the system message."),
+    click.option(
+        "--prefill", metavar="TEXT", default="", help="Begin every caption with this text."
+    ),
+    click.option(
+        "--background",
+        default="white",
+        show_default=True,
+        metavar="COLOUR",
+        help="What transparent pixels are laid on.",
+    ),
+)
+_where_captions_go = section(
+    "Where captions go",
+    click.option(
+        "--format",
+        "format_",
+        type=click.Choice(_FORMATS),
+        default="txt",
+        show_default=True,
+        help="Where captions go: a file beside each picture (txt, caption, xmp), or one for all.",
+    ),
+    click.option(
+        "-o", "--out", type=_folder_or_file, help="Write there instead of beside the pictures."
+    ),
+    click.option(
+        "--existing",
+        type=click.Choice(["skip", "overwrite", "append", "prepend"]),
+        default="skip",
+        show_default=True,
+        help="What to do with pictures that have a caption.",
+    ),
+    click.option("--ban", multiple=True, metavar="WORDS", help="Take these out; repeatable."),
+    click.option(
+        "--max-words", type=click.IntRange(min=1), metavar="N", help="Cut longer captions."
+    ),
+    click.option("--prefix", metavar="TEXT", default="", help="Put in front; variables as in -p."),
+    click.option("--suffix", metavar="TEXT", default="", help="Put behind; variables as in -p."),
+    click.option("--trigger", metavar="WORD", default="", help="First word of every caption."),
+    click.option(
+        "--html", type=_folder_or_file, metavar="FILE", help="Write a page of the result."
+    ),
+)
+_how_it_runs = section(
+    "How it runs",
+    click.option("--dry-run", is_flag=True, help="Say what would be captioned; load no model."),
+    click.option(
+        "--preview", type=click.IntRange(min=1), metavar="N", help="Show N captions, write nothing."
+    ),
+    click.option(
+        "--batch-size",
+        default="auto",
+        metavar="auto|N",
+        help="Pictures that are answered together.",
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(["skip", "stop"]),
+        default="skip",
+        show_default=True,
+        help="What to do when a picture fails.",
+    ),
+    click.option("--retry-failed", is_flag=True, help="Only pictures that failed last time."),
+)
 
 
 @click.command("caption", cls=Command, examples=EXAMPLES)
-@click.argument("paths", nargs=-1, metavar="PATH...")
-@click.option("-r", "--recursive", is_flag=True, help="Look into subfolders, too.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only these names; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not these names; repeatable.")
-@click.option("--from-file", metavar="FILE", help="Read paths from a list; - is standard input.")
-@click.option("-0", "--null", "nul", is_flag=True, help="The list is separated by NUL bytes.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Caption at most N.")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(_FORMATS),
-    default="txt",
-    show_default=True,
-    help="Where captions go: a file beside each picture (txt, caption, xmp), or one for all.",
-)
-@click.option(
-    "-o", "--out", type=_folder_or_file, help="Write there instead of beside the pictures."
-)
-@click.option(
-    "--existing",
-    type=click.Choice(["skip", "overwrite", "append", "prepend"]),
-    default="skip",
-    show_default=True,
-    help="What to do with pictures that have a caption.",
-)
-@click.option("--preset", type=click.Choice(_PRESETS), help="A prompt for a purpose.")
-@click.option(
-    "-p",
-    "--prompt",
-    metavar="TEXT",
-    help="Your own; {stem} {name} {dir} {caption} {exif.date} are filled in.",
-)
-@click.option("--prompt-file", type=_folder_or_file, help="Your own, from a file.")
-@click.option("-s", "--system", metavar="TEXT", help="Replace the system message.")
-@click.option("--prefill", metavar="TEXT", default="", help="Begin every caption with this text.")
-@click.option("--prefix", metavar="TEXT", default="", help="Put in front; variables as in -p.")
-@click.option("--suffix", metavar="TEXT", default="", help="Put behind; variables as in -p.")
-@click.option("--trigger", metavar="WORD", default="", help="First word of every caption.")
-@click.option("--ban", multiple=True, metavar="WORDS", help="Take these out; repeatable.")
-@click.option("--max-words", type=click.IntRange(min=1), metavar="N", help="Cut longer captions.")
-@click.option(
-    "--batch-size", default="auto", metavar="auto|N", help="Pictures that are answered together."
-)
-@click.option("--retry-failed", is_flag=True, help="Only pictures that failed last time.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["skip", "stop"]),
-    default="skip",
-    show_default=True,
-    help="What to do when a picture fails.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be captioned; load no model.")
-@click.option(
-    "--preview", type=click.IntRange(min=1), metavar="N", help="Show N captions, write nothing."
-)
-@click.option("--html", type=_folder_or_file, metavar="FILE", help="Write a page of the result.")
-@click.option(
-    "--background",
-    default="white",
-    show_default=True,
-    metavar="COLOUR",
-    help="What transparent pixels are laid on.",
-)
+@click.argument("paths", nargs=-1, metavar="PATH...", shell_complete=completed_by("captioned"))
+@_which_pictures
+@_what_is_asked
+@_where_captions_go
+@_how_it_runs
 @sampling_options
 @model_options
 def caption(paths: tuple[str, ...], **options: Any) -> None:

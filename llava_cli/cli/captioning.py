@@ -44,6 +44,8 @@ class Session:
         self._begin()
         would = 0
         for found in select(self._job, self._keeper):
+            if found is None:
+                continue
             if isinstance(found, Outcome):
                 self._count(found)
                 continue

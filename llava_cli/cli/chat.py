@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llava_cli.cli.groups import Command
-from llava_cli.cli.options import common, model_options, sampling_from, sampling_options
+from llava_cli.cli.options import (
+    common,
+    completed_by,
+    model_options,
+    sampling_from,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from llava_cli.cli.chatting.commands import Slashes
@@ -24,7 +30,7 @@ EXAMPLES = (
 
 
 @click.command("chat", cls=Command, examples=EXAMPLES)
-@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...", shell_complete=completed_by("pictures"))
 @click.option("-s", "--system", metavar="TEXT", help="Replace the system message.")
 @click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the last conversation.")
 @click.option("--no-log", is_flag=True, help="Keep this out of the history.")
@@ -54,6 +60,7 @@ def chat(images: tuple[str, ...], **options: Any) -> None:
     from llava_cli.cli.chatting.lines import lines_of
     from llava_cli.cli.chatting.session import Chat
     from llava_cli.decode import background_rgb
+    from llava_cli.terminal.streams import note
 
     background_rgb(options["background"])
     sampling = sampling_from(options)
@@ -76,7 +83,9 @@ def chat(images: tuple[str, ...], **options: Any) -> None:
     lines = lines_of(typed, COMMANDS, lambda: f"[{len(session.staged)}] " * bool(session.staged))
     session.interactive = lines.interactive
     with closing(session):
-        _ = session.engine  # loaded before the first question, not after it
+        engine = session.engine  # loaded before the first question, not after it
+        if lines.interactive and not common().quiet:
+            note(f"{engine.files.reference} · /help lists commands · Ctrl-D leaves")
         _converse(Slashes(session), lines)
 
 

@@ -46,6 +46,11 @@ def pictures(ctx: click.Context, param: click.Parameter, incomplete: str) -> Ite
     return paths(incomplete, PICTURES)
 
 
+def captioned(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """What `llava caption` takes: folders, pictures, tars."""
+    return paths(incomplete, (*PICTURES, ".tar"))
+
+
 def metavar_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """The words that an option's help names: auto|cpu|cuda."""
     words = (param.metavar or "").split("|") if isinstance(param, click.Option) else []

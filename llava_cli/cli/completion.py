@@ -36,6 +36,7 @@ _PLAIN_FISH = """        else if test $metadata[1] = "plain";
 _PATHS_FISH = """        else if test $metadata[1] = "path";
             echo $metadata[2];
 """
+_SPECIAL_POWERSHELL = frozenset(" \t'\"`$&|;,<>(){}@#[]")
 _BASH_LOADERS = ("/usr/share/bash-completion/bash_completion", "/etc/bash_completion")
 
 
@@ -68,11 +69,13 @@ class Fish(shells.FishComplete):
 
 
 class PowerShell(shells.PowerShellComplete):
-    """click's script as it is; there a path is a word like others."""
+    """click's script as it is; there a path is a word like others, so it is quoted here."""
 
     def format_completion(self, item: CompletionItem[str]) -> str:
         if item.type == "path":
-            item = CompletionItem(item.value, help=item.help)
+            plain = not _SPECIAL_POWERSHELL.intersection(item.value)
+            quoted = item.value.replace("'", "''")
+            item = CompletionItem(item.value if plain else f"'{quoted}'", help=item.help)
         return super().format_completion(item)
 
 

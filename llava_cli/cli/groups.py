@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from llava_cli.cli.options import add_common_options
+from llava_cli.cli.options import EVERYWHERE, add_common_options
 
 Examples = Sequence[tuple[str, str]]
 
@@ -28,6 +28,19 @@ class _ExampleFirst(click.Command):
         self.format_usage(ctx, formatter)
         self.format_options(ctx, formatter)
         self.format_epilog(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options under their headings, those of every command last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None or isinstance(param, click.Argument):
+                continue
+            usual = EVERYWHERE if param is self.get_help_option(ctx) else "Options"
+            sections.setdefault(getattr(param, "section", usual), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: Examples) -> None:
@@ -87,7 +100,7 @@ class LazyGroup(_ExampleFirst, click.Group):
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        click.Command.format_options(self, ctx, formatter)
+        super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

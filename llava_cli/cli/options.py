@@ -44,11 +44,21 @@ _COMMON = (
 )
 
 
+EVERYWHERE = "Every command"
+"""What help calls the options of all commands."""
+
+
 def common() -> Common:
     """The common options of the running command."""
     context = click.get_current_context(silent=True)
     found = context.find_object(Common) if context is not None else None
     return found or Common()
+
+
+class _CommonOption(click.Option):
+    """One that help shows behind a command's own."""
+
+    section = EVERYWHERE
 
 
 def add_common_options(command: click.Command) -> None:
@@ -57,7 +67,7 @@ def add_common_options(command: click.Command) -> None:
     for declared, name, text in _COMMON:
         if not taken.intersection(declared):
             command.params.append(
-                click.Option(
+                _CommonOption(
                     [*declared, name],
                     is_flag=True,
                     expose_value=False,
@@ -102,7 +112,21 @@ def _all(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], De
     return decorate
 
 
-sampling_options = _all(
+def section(title: str, *options: Callable[[Decorated], Decorated]) -> Callable[..., Any]:
+    """One decorator for several options, which help shows under a heading of their own."""
+
+    def decorate(function: Decorated) -> Decorated:
+        before = len(getattr(function, "__click_params__", ()))
+        function = _all(*options)(function)
+        for option in getattr(function, "__click_params__", ())[before:]:
+            option.section = title
+        return function
+
+    return decorate
+
+
+sampling_options = section(
+    "How answers are chosen",
     click.option(
         "--temperature",
         type=click.FloatRange(min=0),
@@ -178,7 +202,8 @@ def sampling_from(options: dict[str, Any]) -> Sampling:
     )
 
 
-model_options = _all(
+_which_model = section(
+    "Which model",
     click.option(
         "-m",
         "--model",
@@ -210,8 +235,11 @@ model_options = _all(
         metavar="DIR",
         help="A LoRA adapter to put on the model (PyTorch).",
     ),
-    click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),
+)
+_computing = section(
+    "How it computes",
+    click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--context", type=click.IntRange(min=64), metavar="N", help="Read at most N."),
     click.option(
         "--kv-type",
@@ -232,3 +260,4 @@ model_options = _all(
     ),
     click.option("--no-cache", is_flag=True, help="Keep nothing on disk, use nothing kept there."),
 )
+model_options = _all(_which_model, _computing)

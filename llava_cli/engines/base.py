@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from llava_cli.conversation import Conversation
+from llava_cli.errors import LlavaError
 from llava_cli.models.files import ModelFiles
 
 FinishReason = Literal["stop", "length"]
@@ -102,6 +103,26 @@ class Token:
     """Of every choice; with the closing token, where `Sampling.choices` is given."""
 
 
+class Audience(Protocol):
+    """Who waits for a batch's answers: some come later, some go early, some ask in vain.
+
+    An engine that cannot take more while it computes leaves `more` alone: they wait for the next
+    batch. `gone` may be asked from any thread, the others are called in the engine's.
+    """
+
+    def more(self) -> Sequence[tuple[Conversation, Sampling]]:
+        """Those that have come since the last call; they take the next indexes."""
+        ...
+
+    def gone(self, index: int) -> bool:
+        """Whether nobody waits for this answer any more: it ends at once, with no closing token."""
+        ...
+
+    def failed(self, index: int, error: LlavaError) -> None:
+        """What is wrong with this conversation alone; the others are answered."""
+        ...
+
+
 class Engine(Protocol):
     """A loaded model that answers conversations."""
 
@@ -119,9 +140,15 @@ class Engine(Protocol):
         ...
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
-        """Answer many conversations; tokens come tagged with the conversation's index."""
+        """Answer many conversations; tokens come tagged with the conversation's index.
+
+        Without an `audience` all are wanted, and the first error ends the batch.
+        """
         ...
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:

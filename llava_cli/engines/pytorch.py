@@ -19,7 +19,7 @@ import torch
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
-from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.base import Audience, ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.choices import Choice
 from llava_cli.engines.formats import choose_format
 from llava_cli.engines.hf_vocabulary import HfVocabulary
@@ -117,7 +117,10 @@ class TorchEngine:
         yield from choice.answer(prompt, behind, self._vocabulary)
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
         """Answer many conversations, several at a time."""
         if sampling.choices or sampling.schema is not None:
@@ -125,7 +128,7 @@ class TorchEngine:
                 for token in self.generate(conversation, sampling):
                     yield index, token
             return
-        yield from Batch(self, sampling).run(conversations)
+        yield from Batch(self, sampling, audience=audience).run(conversations)
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""

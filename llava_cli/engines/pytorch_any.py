@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
-from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.base import Audience, ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.hf_vocabulary import HfVocabulary
 from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory, silent
 from llava_cli.errors import LlavaError, ModelInvalid, UsageError
@@ -83,7 +83,10 @@ class AnyTorchEngine:
             yield token
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
         """Answer many conversations, several at a time."""
         if sampling.schema is not None or sampling.choices:
@@ -92,7 +95,11 @@ class AnyTorchEngine:
             )
         for at in range(0, len(conversations), MOST_ROWS):
             group = conversations[at : at + MOST_ROWS]
-            for place, token in self._group(group, sampling):
+
+            def gone(place: int, first: int = at) -> bool:
+                return audience is not None and audience.gone(first + place)
+
+            for place, token in self._group(group, sampling, gone):
                 yield at + place, token
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
@@ -113,7 +120,10 @@ class AnyTorchEngine:
             torch.cuda.empty_cache()
 
     def _group(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        gone: Callable[[int], bool],
     ) -> Iterator[tuple[int, Token]]:
         if self._model is None:
             raise LlavaError("the engine was closed")
@@ -123,7 +133,7 @@ class AnyTorchEngine:
         rows = self._rows(conversations, inputs, started)
         longest = int(inputs["input_ids"].shape[1])
         room = answer.room_for(longest, sampling, self._limit, self.files.reference)
-        run = _Run(self, rows, sampling)
+        run = _Run(self, rows, sampling, gone)
         yield from run.tokens(inputs, room - longest)
 
     def _inputs(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
@@ -212,7 +222,15 @@ class AnyTorchEngine:
 class _Run:
     """`generate` in a thread of its own, its steps handed over as tokens."""
 
-    def __init__(self, engine: AnyTorchEngine, rows: Sequence[_Row], sampling: Sampling) -> None:
+    def __init__(
+        self,
+        engine: AnyTorchEngine,
+        rows: Sequence[_Row],
+        sampling: Sampling,
+        gone: Callable[[int], bool],
+    ) -> None:
+        """`gone`: whether nobody waits for a row any more."""
+        self._gone = gone
         self._engine = engine
         self._rows = rows
         self._sampling = sampling
@@ -258,6 +276,7 @@ class _Run:
         forced = torch.full_like(scores, -torch.inf)
         for place, row in enumerate(self._rows):
             token = 0
+            row.done = row.done or self._gone(place)
             if not row.done:
                 logits = scores[place].float().cpu().numpy()
                 if row.writer is None:

@@ -15,7 +15,7 @@ import torch
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
-from llava_cli.engines.base import Sampling, Stats, Token
+from llava_cli.engines.base import Audience, Sampling, Stats, Token
 from llava_cli.engines.pytorch_setup import out_of_memory
 from llava_cli.errors import LlavaError, OutOfMemory
 
@@ -55,8 +55,15 @@ class _Answering:
 class Batch:
     """One run of `generate_batch`."""
 
-    def __init__(self, engine: TorchEngine, sampling: Sampling, most: int = MOST_ROWS) -> None:
+    def __init__(
+        self,
+        engine: TorchEngine,
+        sampling: Sampling,
+        most: int = MOST_ROWS,
+        audience: Audience | None = None,
+    ) -> None:
         self._engine = engine
+        self._audience = audience
         self._sampling = sampling
         self._most = most
         self._begun = False
@@ -110,6 +117,8 @@ class Batch:
         while active:
             going = []
             for place, one in enumerate(active):
+                if self._audience is not None and self._audience.gone(one.index):
+                    continue
                 token = one.writer.take(logits[place].cpu().numpy())
                 if token is not None:
                     yield one.index, token

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cli.conversation import Conversation, Message
-from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.base import Audience, ImageInfo, Sampling, Stats, Token
 from llava_cli.errors import LlavaError, ModelNotFound, UsageError
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
@@ -103,7 +103,10 @@ class ServerEngine:
         yield Token("", finish_reason="length" if reason == "length" else "stop", stats=stats)
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
         """Several requests at a time; tokens as they come."""
         found: queue.Queue[tuple[int, Token | LlavaError]] = queue.Queue()

@@ -1,7 +1,8 @@
 """The one thread that uses the engine: takes what waits, answers it together.
 
-Requests that sample alike share a call of `generate_batch`. A request that nobody waits for any
-more is dropped before its turn; a batch that nobody waits for is ended at once.
+Requests that are there share a call of `generate_batch`; those that come while it runs join it
+where the engine can take them, and get the next turn otherwise. A request that nobody waits for any
+more loses its place at once, before its turn or amid its answer; the others go on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llava_cli.conversation import Conversation
@@ -19,6 +20,7 @@ from llava_cli.errors import LlavaError
 
 MOST_WAITING = 256
 MOST_TOGETHER = 16
+_AGAIN = "ask again when it has been started anew"
 
 
 class Full(Exception):
@@ -36,6 +38,8 @@ class Job:
     cancelled: bool = False
     """Set by the event loop, read by the worker."""
     begun: bool = False
+    tried: bool = False
+    """Whether it was in a batch that failed."""
     finished: bool = False
 
     def give(self, token: Token | LlavaError) -> None:
@@ -45,6 +49,39 @@ class Job:
             self.loop.call_soon_threadsafe(self.tokens.put_nowait, token)
         except RuntimeError:  # the loop is closed: the server has ended
             self.cancelled = True
+
+
+class _Table:
+    """The requests of one batch, by the engine's index: the batch's `Audience`."""
+
+    def __init__(self, jobs: Sequence[Job], more: Callable[[int], list[Job]]) -> None:
+        """`more` takes requests that wait, at most so many."""
+        self._more = more
+        self.jobs = dict(enumerate(jobs))
+        """Those that are not finished."""
+        self._count = len(jobs)
+
+    def more(self) -> Sequence[tuple[Conversation, Sampling]]:
+        """Requests that have come."""
+        self.clear()
+        found = self._more(len(self.jobs))
+        for job in found:
+            self.jobs[self._count] = job
+            self._count += 1
+        return [(job.conversation, job.sampling) for job in found]
+
+    def gone(self, index: int) -> bool:
+        """Whether the client has hung up."""
+        return index not in self.jobs or self.jobs[index].cancelled
+
+    def failed(self, index: int, error: LlavaError) -> None:
+        """A request that cannot be answered."""
+        if index in self.jobs:
+            self.jobs.pop(index).give(error)
+
+    def clear(self) -> None:
+        """Forget those who have gone."""
+        self.jobs = {index: job for index, job in self.jobs.items() if not job.cancelled}
 
 
 class Worker:
@@ -111,7 +148,7 @@ class Worker:
         with self._wake:
             self._stopping = True
             for job in self._waiting:
-                job.give(LlavaError("the server is stopping"))
+                job.give(LlavaError("the server is stopping", _AGAIN))
             self._waiting.clear()
             self._wake.notify()
         self._thread.join()
@@ -143,39 +180,61 @@ class Worker:
                 self._waiting.remove(job)
             return jobs
 
+    def _more(self, present: int) -> list[Job]:
+        """Those who may sit down with so many."""
+        with self._wake:
+            room = max(0, self._together - present)
+            found = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        self.active = present + len(found)
+        return found
+
     def _answer(self, jobs: list[Job]) -> None:
         """One batch; what one request breaks does not take the others with it."""
-        jobs = [job for job in jobs if not job.cancelled]
-        if not jobs:
+        table = _Table([job for job in jobs if not job.cancelled], self._more)
+        if not table.jobs:
             return
-        self.active = len(jobs)
-        tokens = self.engine.generate_batch([job.conversation for job in jobs], jobs[0].sampling)
+        self.active = len(table.jobs)
+        asked = [job.conversation for job in table.jobs.values()]
+        tokens = self.engine.generate_batch(asked, jobs[0].sampling, table)
+        failure: LlavaError | None = None
         try:
             for index, token in tokens:
-                jobs[index].begun = True
-                jobs[index].give(token)
-                self.active = sum(not (job.finished or job.cancelled) for job in jobs)
-                if self.active == 0 or self._stopping:
+                self._hand_over(table, index, token)
+                if self._stopping or not table.jobs:
                     break
         except LlavaError as error:
-            self._separately(jobs, error)
+            failure = error
         except Exception as error:  # noqa: BLE001 - the server outlives a defect
-            self._separately(jobs, LlavaError(f"{type(error).__name__}: {error}"))
+            hint = "this should not happen: please report it"
+            failure = LlavaError(f"{type(error).__name__}: {error}", hint)
         finally:
             close = getattr(tokens, "close", None)
             if close is not None:
                 close()
             self.active = 0
             self._rested = time.monotonic()
-        for job in jobs:
-            if not job.finished and not job.cancelled and (self._stopping or job.begun):
-                job.give(LlavaError("the answer was cut short: the server is stopping"))
+        self._left(table, failure)
 
-    def _separately(self, jobs: list[Job], error: LlavaError) -> None:
-        """After an error: requests that were not begun get a turn of their own."""
-        left = [job for job in jobs if not job.finished]
-        for job in left:
-            if job.begun or len(jobs) == 1:
-                job.give(error)
+    def _hand_over(self, table: _Table, index: int, token: Token) -> None:
+        """One token, to whom it belongs."""
+        job = table.jobs.get(index)
+        if job is not None:
+            job.begun = True
+            job.give(token)
+            if job.finished:
+                del table.jobs[index]
+        table.clear()
+        self.active = len(table.jobs)
+
+    def _left(self, table: _Table, failure: LlavaError | None) -> None:
+        """What becomes of those without an answer: a turn of their own, where that can help."""
+        table.clear()
+        alone = len(table.jobs) == 1
+        for job in table.jobs.values():
+            if failure is None or self._stopping:
+                job.give(LlavaError("the answer was cut short: the server is stopping", _AGAIN))
+            elif job.begun or job.tried or alone:
+                job.give(failure)
             else:
+                job.tried = True
                 self._answer([job])

@@ -19,8 +19,8 @@ from llava_cli.cli import answering, models, remembering
 from llava_cli.cli.options import Common
 from llava_cli.conversation import Conversation, Message
 from llava_cli.engines.base import Engine, Sampling, Stats, Token
-from llava_cli.errors import LlavaError, UsageError
-from llava_cli.images import Image, locate_all
+from llava_cli.errors import ImageError, LlavaError, UsageError
+from llava_cli.images import AS_PROMPT, Image, locate_all
 from llava_cli.terminal.answers import MarkdownMode, answer_stream
 from llava_cli.terminal.documents import write_json_line
 from llava_cli.terminal.streams import note
@@ -80,7 +80,10 @@ class Chat:
 
     def stage(self, text: str) -> list[Image]:
         """Decode pictures for the next message; nothing is staged where one cannot be used."""
-        found = locate_all(text, self._background)
+        try:
+            found = locate_all(text, self._background)
+        except ImageError as error:  # in a chat nothing has to be told from a question
+            raise ImageError(error.message, error.hint.replace(f"; {AS_PROMPT}", "")) from error
         if not found:
             raise UsageError(f"{text}: no such picture", "give a path, a pattern, a URL or @clip")
         for image in found:

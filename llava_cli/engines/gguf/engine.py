@@ -8,7 +8,7 @@ from the last one, or from behind its last picture where an earlier run left tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,10 @@ import numpy.typing as npt
 from llava_cli.cache import DiskCache, file_identity
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
-from llava_cli.engines.base import Sampling, Token
+from llava_cli.engines.base import Audience, Sampling, Token
 from llava_cli.engines.choices import Choice
 from llava_cli.engines.formats import choose_format
-from llava_cli.engines.gguf.batch import Batch
+from llava_cli.engines.gguf.batch import Batch, attended
 from llava_cli.engines.gguf.context import Cell, Context, Logits
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel
@@ -96,7 +96,7 @@ class GgufEngine:
         load_s = time.perf_counter() - started
         self._reader = Reader(self._language, self._format, self._pictures, files.reference, load_s)
 
-    def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
+    def generate(self, conversation: Conversation, sampling: Sampling) -> Generator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
         self._check_open()
         if sampling.choices:
@@ -112,11 +112,17 @@ class GgufEngine:
             self._states.keep(self._context, *unkept)
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
-        """Answer many conversations at once; the order in which they end is not theirs."""
+        """Answer many conversations at once; the order in which they end is not theirs.
+
+        One alone goes on from what was read before, as in `generate`; others may join it.
+        """
         text = self._text
-        if len(conversations) == 1 or sampling.choices:  # a choice takes few steps or none
+        if sampling.choices:  # a choice takes few steps or none
             for index, conversation in enumerate(conversations):
                 for token in self.generate(conversation, sampling):
                     yield index, token
@@ -130,7 +136,15 @@ class GgufEngine:
         def slots(positions: int) -> int:
             return slots_for(positions, self.setup.context, self.files)
 
-        yield from Batch(self._reader, make, conversations, sampling, slots).run()
+        asked = [(i, conversation, sampling) for i, conversation in enumerate(conversations)]
+        alone = self.generate(conversations[0], sampling) if len(asked) == 1 else None
+        batch = Batch(self._reader, make, [] if alone else asked, slots, audience)
+        if audience is not None:
+            yield from attended(batch, alone, audience, len(asked))
+        elif alone is not None:
+            yield from ((0, token) for token in alone)
+        else:
+            yield from batch.run()
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each image slot."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 KIND = "picture"
 _KEPT_BYTES = 256 * 1024 * 1024
 """Features that are kept in memory for later turns."""
+_KEPT_PICTURES = 64
+"""And no more pictures than somebody goes back to: a server sees new ones all day."""
 _KEPT_SIZES = 10_000
 
 
@@ -131,10 +133,14 @@ class Pictures:
         if len(rows) > picture.count:
             rows = merged(rows, picture.count)
         self._rows[picture.key] = rows
-        while sum(r.nbytes for r in self._rows.values()) > _KEPT_BYTES and len(self._rows) > 1:
+        while len(self._rows) > 1 and self._keeps_too_much():
             self._rows.popitem(last=False)
         self.seconds += time.perf_counter() - started - (self.load_s - loading)
         return rows
+
+    def _keeps_too_much(self) -> bool:
+        size = sum(rows.nbytes for rows in self._rows.values())
+        return size > _KEPT_BYTES or len(self._rows) > _KEPT_PICTURES
 
     def _kept(self, picture: Picture) -> Rows | None:
         """Features from the disk."""

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image as PIL
 
+from llava_cli.captioning.journal import Journal
 from llava_cli.captioning.keepers import keeper_of, output_of
 from llava_cli.captioning.run import Job, Outcome, Run
 from llava_cli.captioning.sources import Sources
 from llava_cli.captioning.wording import Template
 from llava_cli.conversation import Conversation
-from llava_cli.engines.base import Sampling, Stats, Token
+from llava_cli.engines.base import Audience, Sampling, Stats, Token
 from llava_cli.errors import LlavaError, OutOfMemory
 from tests.llava_cli.cli.fake_llava import FakeEngine, fake_files
 
@@ -30,7 +31,10 @@ class Engine(FakeEngine):
         self._refuses = refuses
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
         self.batches.append(len(conversations))
         if len(conversations) > self._room:
@@ -103,3 +107,48 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert sizes[1] - sizes[0] < 100_000
+
+
+@pytest.mark.parametrize("format", ["txt", "jsonl"])
+def test_of_many_pictures_those_without_a_caption_come_first(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, 300)
+    job = Job(Sources((str(folder),)), Template("what?"), Sampling())
+    output = output_of(format, folder, None if format == "jsonl" else tmp_path / "captions")
+    keeper = keeper_of(output)
+    keeper.begin("")
+    for item in job.sources.items():
+        if item.path.stem not in ("0123", "0299"):
+            keeper.store(item, "from before", b"", replace=True)
+    keeper.publish(whole=True)
+    keeper.journal.close(finished=True, all_seen=True)
+    looked: list[str] = []
+    claim = Journal.claim
+
+    def claimed(journal: Journal, key: bytes, name: str) -> str | None:
+        looked.append(name)
+        return claim(journal, key, name)
+
+    monkeypatch.setattr(Journal, "claim", claimed)
+    keeper = keeper_of(output)
+    keeper.begin("")
+    found = Run(job, keeper, lambda: Engine()).outcomes()
+    first = [next(found), next(found)]
+    assert [(o.kind, o.item.path.stem) for o in first] == [("written", "0123"), ("written", "0299")]
+    assert len(looked) == 2  # and not all 300
+    rest = list(found)
+    assert {o.kind for o in rest} == {"skipped"}
+    assert len({o.item.relative for o in rest}) == len(rest) == 298
+    keeper.journal.close(finished=True, all_seen=True)
+
+
+def test_a_picture_is_named_once_however_often_it_is_looked_at(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, 3)
+    os.link(folder / "0000.png", folder / "0002.jpg")  # would share a sidecar with 0002.png
+    (folder / "bad.png").write_bytes(b"no picture")
+    found = list(outcomes(folder, Engine()))
+    kinds = {o.item.relative: o.kind for o in found}
+    assert len(found) == len(kinds) == 5
+    failed = {name for name, kind in kinds.items() if kind == "failed"}
+    assert failed == {"0002.png", "0002.jpg", "bad.png"}

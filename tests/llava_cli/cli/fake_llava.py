@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cli.conversation import Conversation
-from llava_cli.engines.base import Candidate, ImageInfo, Sampling, Stats, Token
+from llava_cli.engines.base import Audience, Candidate, ImageInfo, Sampling, Stats, Token
 from llava_cli.models.files import ModelFiles
 
 Script = Sequence[str | float]
@@ -52,7 +52,10 @@ class FakeEngine:
         yield Token("", finish_reason="stop", stats=stats)
 
     def generate_batch(
-        self, conversations: Sequence[Conversation], sampling: Sampling
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        audience: Audience | None = None,
     ) -> Iterator[tuple[int, Token]]:
         """The later conversation finishes first, as in a real batch it may."""
         for index in reversed(range(len(conversations))):

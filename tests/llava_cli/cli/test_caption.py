@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image as PIL
 
-from llava_cli.captioning.keepers import FORMATS
 from llava_cli.captioning.presets import PRESETS
-from llava_cli.cli import caption as command
 from tests.llava_cli.cli.conftest import InProcess, Run
 
 ANSWER = ("it is ", "PICTURE")
@@ -212,12 +210,6 @@ def test_presets(llava: InProcess, photos: Path, name: str) -> None:
     assert prompts(llava) == [PRESETS[name].prompt]
 
 
-def test_help_offers_what_there_is() -> None:
-    """Written out in the command so that help imports nothing."""
-    assert tuple(PRESETS) == command._PRESETS
-    assert set(FORMATS) == set(command._FORMATS)
-
-
 def test_prompt_from_a_file(llava: InProcess, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("what is\n{name}?\n")
     llava("caption", photos / "a.jpg", "--prompt-file", tmp_path / "p.txt", script=["x"])
@@ -368,12 +360,6 @@ def test_a_missing_model_leaves_nothing_behind(run: Run, photos: Path) -> None:
     ran = run("caption", photos, "-m", "no/such-model")
     assert ran.code == 3
     assert not list(photos.glob(".*"))
-
-
-def test_help_reads_like_the_readme(run: Run) -> None:
-    out = run("caption", "--help").out
-    assert out.index("Caption many pictures") < out.index("Examples:") < out.index("Usage:")
-    assert "llava caption photos --retry-failed" in out
 
 
 def test_html_shows_captions_and_failures(llava: InProcess, photos: Path, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def test_what_goes_wrong_ends_a_pipe_with_its_code(llava: InProcess, line: str, 
     assert ran.code in (1, 2, 4)
     assert word in ran.err
     assert "hint: " in ran.err
+    assert "--prompt" not in ran.err  # an option of another command
     assert llava.engine is None or llava.engine.asked == []
 
 

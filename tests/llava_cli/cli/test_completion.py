@@ -55,6 +55,10 @@ def offered(run: Run, desk: Path, line: str, shell: str = "fish") -> set[str]:
         ("llava ask --engine ", {"auto", "gguf", "torch"}, set()),
         ("llava ask --device cu", {"cuda", }, {"cuda:N", "cpu"}),
         ("llava config set ", {"model", "engine"}, set()),
+        ("llava caption --preset ", {"descriptive", "tags", "ocr"}, set()),
+        ("llava caption s", {"shots/"}, {"notes.txt"}),
+        ("llava chat p", {"plain.PNG"}, {"notes.txt"}),
+        ("llava serve -m llava-1.5", {"llava-1.5-7b"}, {"llava-demo"}),
         ("llava completion ", {"bash", "zsh", "fish", "powershell"}, set()),
         ("llava nonsense --", set(), {"ask"}),
     ],
@@ -173,6 +177,23 @@ def test_the_script_is_printed_and_names_its_variable(llava: InProcess, shell: s
     assert printed.code == 0
     assert "_LLAVA_COMPLETE" in printed.out and "llava" in printed.out
     assert "%(" not in printed.out
+
+
+def test_the_script_for_powershell_asks_as_the_answer_expects(
+    llava: InProcess, run: Run, desk: Path
+) -> None:
+    script = llava("completion", "powershell").out
+    assert "Register-ArgumentCompleter -Native -CommandName llava" in script
+    for left, right in ("{}", "()", "[]"):
+        assert script.count(left) == script.count(right)
+    for variable in ("_LLAVA_COMPLETE", "COMP_WORDS", "COMP_CWORD"):
+        assert variable in script
+    assert "powershell_complete" in script
+    asked = {"_LLAVA_COMPLETE": "powershell_complete", "COMP_WORDS": "llava ask p"}
+    printed = run(env={**asked, "COMP_CWORD": "2"}, cwd=desk)
+    assert printed.err == ""
+    lines = printed.out.splitlines()  # kind, value, description, as the script takes them apart
+    assert lines == ["plain", "'photo one.jpg'", "_", "plain", "plain.PNG", "_"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])

@@ -104,7 +104,7 @@ def test_full_disk_is_one_line_and_exit_1() -> None:
         process = start("ask", "hi", "-q", script=["text"], stdout=full.fileno())
         _, err = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert b"No space left" in err
+    assert b"No space left" in err and b"hint: make room on the disk" in err
     assert b"Traceback" not in err
 
 

@@ -19,6 +19,7 @@ from llava_cli.engines.gguf.engine import GgufEngine
 from llava_cli.errors import LlavaError
 from llava_cli.images import Image
 from tests import tiny
+from tests.llava_cli.engines.guests import Guests
 
 GREEDY = Sampling(max_tokens=8)
 PICTURES = [Image.from_pil(tiny.picture(60 + seed, 70, seed=seed)) for seed in range(6)]
@@ -37,6 +38,8 @@ class Counter:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.positions = self.calls = self.widest = 0
         self.open = 0
+        self.wide: list[Context] = []
+        """Contexts of batches, of which a single conversation needs none."""
         real, close, made = Context._decode, Context.close, Context._made
 
         def counting(context: Context, *arguments: Any) -> Any:
@@ -51,6 +54,8 @@ class Counter:
 
         def making(context: Context, positions: int) -> Any:
             self.open += 1
+            if len(context.cells) > 2:
+                self.wide.append(context)
             return made(context, positions)
 
         monkeypatch.setattr(Context, "_decode", counting)
@@ -213,5 +218,64 @@ def test_every_answer_carries_its_own_stats(gguf: GgufEngine) -> None:
         assert [info.source for info in found.images] == ["memory"] * len(conversation.images)
 
 
+def test_of_many_pictures_only_the_last_are_kept_in_memory(
+    gguf: GgufEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_cli.engines.gguf.pictures._KEPT_PICTURES", 2)
+    gguf._pictures._rows.clear()
+    together(gguf, [asking(picture, "what?") for picture in PICTURES])
+    assert len(gguf._pictures._rows) == 2
+
+
 def test_no_conversations_no_answers(gguf: GgufEngine) -> None:
     assert list(gguf.generate_batch([], GREEDY)) == []
+
+
+def test_who_comes_later_joins_with_settings_of_their_own(
+    gguf: GgufEngine, counted: Counter
+) -> None:
+    drawn = Sampling(temperature=1.0, seed=3, max_tokens=5)
+    asked = mixed()
+    for first in (1, 3):  # one alone goes on from what was read before it
+        guests = Guests([(asked[5], drawn), (asked[12], GREEDY), (asked[14], GREEDY)])
+        found = guests.listen(gguf, asked[:first], GREEDY)
+        assert found[:first] == alone(gguf, asked[:first])
+        assert found[first:] == [
+            *alone(gguf, [asked[5]], drawn),
+            *alone(gguf, [asked[12], asked[14]]),
+        ]
+        assert guests.errors == {}
+    assert counted.wide and all(context.capacity == 0 for context in counted.wide)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_who_leaves_frees_the_slot_and_ends_no_other(
+    gguf: GgufEngine, counted: Counter, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MOST_SLOTS", 3)
+    asked = mixed()[:count]
+    guests = Guests([(asking("in words alone"), GREEDY)], patience={0: 2})
+    found = guests.listen(gguf, asked, GREEDY)
+    assert found[0] == alone(gguf, asked)[0][:2]
+    assert found[1:] == [*alone(gguf, asked[1:]), *alone(gguf, [asking("in words alone")])]
+    assert counted.wide and all(context.capacity == 0 for context in counted.wide)
+
+
+def test_what_one_cannot_have_ends_no_other(gguf: GgufEngine) -> None:
+    damaged = asking(Image.from_bytes(b"no picture", "bad.png", "data"), "what?")
+    asked = [*mixed()[:3], asking("word " * 300), damaged, asking("x")]
+    guests = Guests([(asking("word " * 300), GREEDY), (asking("in words alone"), GREEDY)])
+    found = guests.listen(gguf, asked, GREEDY)
+    assert found == alone(gguf, [*asked[:3], asked[5], asking("in words alone")])
+    assert sorted(guests.heard) == [0, 1, 2, 5, 7]
+    assert sorted(guests.errors) == [3, 4, 6]
+
+
+def test_a_context_that_more_ask_for_than_it_was_made_for_is_made_anew(
+    gguf: GgufEngine, counted: Counter
+) -> None:
+    asked = mixed()
+    guests = Guests([(conversation, GREEDY) for conversation in asked[2:]])
+    found = guests.listen(gguf, asked[:2], GREEDY)
+    assert found == alone(gguf, asked)
+    assert counted.widest >= 4

@@ -147,7 +147,7 @@ def test_an_abandoned_answer_does_not_spoil_the_next(load: Load) -> None:
         stream = engine.generate(conversation, Sampling(max_tokens=20))
         for _ in range(seed + 1):
             next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         fresh._context.forget()
         assert answer(engine, conversation)[0] == answer(fresh, conversation)[0]
 

@@ -18,6 +18,7 @@ from llava_cli.engines.base import Sampling
 from llava_cli.errors import LlavaError, UsageError
 from llava_cli.images import Image
 from tests import tiny, tiny_others
+from tests.llava_cli.engines.guests import Guests
 
 GREEDY = Sampling(max_tokens=8)
 PICTURES = [Image.from_pil(tiny.picture(60 + 20 * n, 40 + 10 * n, seed=n)) for n in range(3)]
@@ -78,6 +79,14 @@ def test_a_batch_says_what_each_says_alone(loaded: Engine) -> None:
     for index, token in loaded.generate_batch(conversations(), GREEDY):
         together.setdefault(index, []).append(token.id)
     assert [together[index] for index in range(3)] == alone
+
+
+def test_who_leaves_ends_no_other(loaded: Engine) -> None:
+    alone = [[t.id for t in loaded.generate(asked, GREEDY)] for asked in conversations()]
+    guests = Guests(patience={1: 0})
+    found = guests.listen(loaded, conversations(), GREEDY)
+    assert sorted(guests.heard) == [0, 2]
+    assert [[token[0] for token in tokens] for tokens in found] == [alone[0], alone[2]]
 
 
 def test_an_answer_that_nobody_reads_on_stops_the_model(loaded: Engine) -> None:

@@ -18,6 +18,7 @@ from llava_cli.engines.pytorch_batch import Batch
 from llava_cli.errors import LlavaError, OutOfMemory
 from llava_cli.images import Image
 from tests import tiny
+from tests.llava_cli.engines.guests import Guests
 
 GREEDY = Sampling(max_tokens=8)
 PICTURES = [Image.from_pil(tiny.picture(60 + seed, 70, seed=seed)) for seed in range(3)]
@@ -59,6 +60,14 @@ def test_greedy_tokens_are_those_of_one_by_one(engine: TorchEngine, most: int) -
     alone = [ids_of(engine, asked, GREEDY) for asked in conversations()]
     together = batched(engine, conversations(), GREEDY, most)
     assert [together[index] for index in range(len(alone))] == alone
+
+
+def test_who_leaves_ends_no_other(engine: TorchEngine) -> None:
+    alone = [ids_of(engine, asked, GREEDY) for asked in conversations()]
+    found = Guests(patience={1: 2}).listen(engine, conversations(), GREEDY)
+    heard = [[token[0] for token in tokens] for tokens in found]
+    assert heard[1] == alone[1][:2] != alone[1]
+    assert heard[0] == alone[0] and heard[2:] == alone[2:]
 
 
 def test_seeds_are_kept_per_answer(engine: TorchEngine) -> None:

@@ -71,14 +71,18 @@ Start = Callable[..., Server]
 def start() -> Iterator[Start]:
     """Starts servers; all are stopped afterwards."""
     from llava_cli.serving.app import Settings, build
-    from llava_cli.serving.worker import Worker
+    from llava_cli.serving.worker import MOST_TOGETHER, Worker
 
     running: list[tuple[Any, threading.Thread]] = []
 
-    def go(script: Script = ("hello ", "there"), **settings: Any) -> Server:
-        engine = FakeEngine(fake_files(None), script)
-        worker = Worker(lambda: engine)
-        worker.start()
+    def go(
+        script: Script = ("hello ", "there"),
+        load: Callable[[], Any] | None = None,
+        together: int = MOST_TOGETHER,
+        **settings: Any,
+    ) -> Server:
+        worker = Worker(load or (lambda: FakeEngine(fake_files(None), script)), together)
+        engine: Any = worker.start()
         app = build(Settings(model="llava-demo", **settings), worker)
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
