@@ -164,8 +164,9 @@ def generate(settings: Settings, sending: Sending, out: Path) -> Outcome:
         )  # fmt: skip
         outcome = Outcome(generation.planned)
         outcome.sent = sender.run(
-            Request(request_key(body), body, settings.max_tokens)
-            for body in map(generation.body, generation.tasks())
+            Request(request_key(body), body, settings.max_tokens, task.kind)
+            for task in generation.tasks()
+            for body in (generation.body(task),)
         )
         if not outcome.sent.interrupted:
             _write(generation, journal, out, outcome)
@@ -262,6 +263,7 @@ def _write_card(generation: Generation, url: str, out: Path, outcome: Outcome) -
             **settings.options,
         },
         "prompts_sha256": generation.digests,
+        "worked_examples": {kind: len(settings.prompts.examples(kind)) for kind in KINDS},
         "crowd_objects": settings.crowds,
         "pictures": generation.count,
         "mixture": settings.mix,
