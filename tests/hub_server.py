@@ -223,9 +223,9 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["blobId"] = repo.etag(file)
             siblings.append(entry)
         info = {
-            "id": name.removeprefix("datasets/"), "modelId": name, "sha": repo.commit, "siblings": siblings,
-            "private": False, "gated": "auto" if repo.gated else False, "tags": [],
-            "downloads": 0, "likes": 0, "cardData": {"license": repo.license},
+            "id": name.removeprefix("datasets/"), "modelId": name, "sha": repo.commit,
+            "siblings": siblings, "private": False, "gated": "auto" if repo.gated else False,
+            "tags": [], "downloads": 0, "likes": 0, "cardData": {"license": repo.license},
         }  # fmt: skip
         self._send(200, {"Content-Type": "application/json"}, json.dumps(info).encode(), fault)
 

@@ -5,6 +5,7 @@ OUT/scenes.jsonl            one scene a line: objects with box, background, the 
 OUT/captions.json           COCO's layout: images, annotations (5 captions each), instances (boxes)
 OUT/stage1.json             LLaVA stage 1: a request for a brief description, one caption
 OUT/instruct.json           LLaVA JSON in three kinds: conversation, detail, reasoning
+and, where asked for, what `scene_exports` writes.
 
 Pictures are named relative to OUT, which is what `--images` of `llava train` takes.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -22,6 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llava_train.samples.files import whole
+from llava_train.scene_exports import write_exports
 from llava_train.scene_phrases import BRIEF
 from llava_train.scene_questions import conversation, detail, reasoning
 from llava_train.scene_text import captions
@@ -46,11 +49,12 @@ def write_scenes(
     size: int | None = None,
     image_format: ImageFormat = "png",
     workers: int = 1,
+    also: Sequence[str] = (),
 ) -> None:
     """Write `n` scenes of the world `seed`; the same bytes for any number of workers.
 
     size: the longer side in pixels, None for a mixture. Pictures that are already there are drawn
-    again. Files appear whole or not at all.
+    again. Files appear whole or not at all. also: names of `scene_exports.EXPORTS`.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     draw = partial(_draw, out, seed, size, image_format)
@@ -65,14 +69,17 @@ def write_scenes(
         json.dumps({"image": name, **scene.record()})
         for name, scene in zip(names, scenes, strict=True)
     )
-    _write(out / "scenes.jsonl", "\n".join([*lines, ""]))
-    _write_json(out / "captions.json", coco(scenes, names))
+    with whole(out / "scenes.jsonl") as file:
+        file.write("\n".join([*lines, ""]))
+    both = coco(scenes, names)
+    _write_json(out / "captions.json", both)
     rngs = [np.random.default_rng([seed, i, TEXT_STREAM]) for i in range(n)]
     _write_json(
         out / "stage1.json", [stage1_sample(*row) for row in zip(scenes, names, rngs, strict=True)]
     )
     instruct = [s for row in zip(scenes, names, rngs, strict=True) for s in instruct_samples(*row)]
     _write_json(out / "instruct.json", instruct)
+    write_exports(out, scenes, names, both, seed, also)
 
 
 def _draw(
@@ -89,18 +96,9 @@ def _draw(
     return scene
 
 
-def _write(path: Path, text: str) -> None:
-    """Write aside, flush to the disk, rename."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
 def _write_json(path: Path, value: Any) -> None:
-    _write(path, json.dumps(value, indent=1) + "\n")
+    with whole(path) as file:
+        file.write(json.dumps(value, indent=1) + "\n")
 
 
 def coco(scenes: list[Scene], names: list[str]) -> dict[str, Any]:
