@@ -5,6 +5,7 @@ Imports nothing that a command needs: a command's module is imported when the co
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -20,6 +21,20 @@ from llava_cli.cli.options import Common
 from llava_cli.errors import LlavaError, OutOfMemory
 from llava_cli.terminal.documents import write_failure
 
+_PERMISSION = "name a place that may be written, or change its permissions"
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room on that disk",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: _PERMISSION,
+    errno.ENOTDIR: "a file is in the way: name another path",
+    errno.EEXIST: "a file is in the way: name another path",
+    errno.EISDIR: "a folder is in the way: name another path",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "take a shorter name",
+}
+"""What a person can do where the system refuses something."""
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -138,7 +153,8 @@ class _Failure:
         """A disk that is full, a folder that is read-only: whatever the system refused."""
         name = f"{error.filename}: " if error.filename else ""
         message = f"{name}{error.strerror or error}"
-        code = self.show(type(error).__name__, message, "--debug shows where", 1)
+        hint = _REMEDIES.get(error.errno or 0, "--debug shows where")
+        code = self.show(type(error).__name__, message, hint, 1)
         try:
             sys.stdout.flush()
         except OSError:  # it was stdout, and the interpreter would flush it once more

@@ -51,7 +51,11 @@ def data() -> None:
     ),
 )
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write to."
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write to.",
 )
 @click.option("--n", required=True, type=click.IntRange(min=1), help="How many pictures.")
 @click.option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-_NEW = click.Path(path_type=Path)
+_NEW = click.Path(path_type=Path, file_okay=False)
 KINDS = ("conversation", "detail", "reasoning")
 
 

@@ -9,11 +9,11 @@ import click
 
 from llava_cli.cli.groups import Command
 from llava_cli.cli.options import common
-from llava_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from llava_train.samples.pull import Plan
 
+_NEW = click.Path(path_type=Path, file_okay=False)
 NAMES = ("llava-instruct-150k", "blip-558k", "mix665k", "cc3m-595k")
 
 
@@ -26,7 +26,7 @@ NAMES = ("llava-instruct-150k", "blip-558k", "mix665k", "cc3m-595k")
     ),
 )
 @click.argument("name", type=click.Choice(NAMES))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Default: a folder NAME here.")
+@click.option("-o", "--out", type=_NEW, help="Default: a folder NAME here.")
 @click.option("--pictures", is_flag=True, help="The archive of pictures too, where there is one.")
 def pull(name: str, out: Path | None, pictures: bool) -> None:
     """Fetch one of LLaVA's data sets from the Hub, and say under which terms it stands."""
@@ -39,8 +39,6 @@ def pull(name: str, out: Path | None, pictures: bool) -> None:
     from llava_train.samples.pull import pull as fetch
 
     folder = out or Path(name)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "name a folder with -o")
     offline = common().offline or hub_is_offline()
     planned = plan(name, with_pictures=pictures, offline=offline)
     document = _document(name, planned)

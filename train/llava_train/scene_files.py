@@ -145,7 +145,8 @@ def sample(name: str, kind: str, turns: list[tuple[str, str]]) -> dict[str, Any]
     for i, (question, answer) in enumerate(turns):
         rows.append({"from": "human", "value": f"<image>\n{question}" if i == 0 else question})
         rows.append({"from": "gpt", "value": answer})
-    return {"id": f"{Path(name).stem}-{kind}", "image": name, "conversations": rows}
+    head = {"id": f"{Path(name).stem}-{kind}", "image": name, "kind": kind}
+    return {**head, "conversations": rows}
 
 
 def stage1_sample(scene: Scene, name: str, rng: np.random.Generator) -> dict[str, Any]:

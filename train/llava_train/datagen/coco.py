@@ -104,7 +104,14 @@ class Coco:
         own = self.instances is None or self.instances.resolve() == self.captions.resolve()
         self._insert(self.captions, fields(self.captions, wanted), first=True, boxes=own)
         if self.instances is not None and not own:
-            self._insert(self.instances, fields(self.instances, wanted), first=False, boxes=True)
+            without = self._insert(
+                self.instances, fields(self.instances, wanted), first=False, boxes=True
+            )
+            if without and not self._base.execute("SELECT 1 FROM boxes LIMIT 1").fetchone():
+                raise DataError(
+                    f"{self.instances}: {without} annotations, and none is a box",
+                    "give COCO's instances file with --instances, or leave it out",
+                )
         if not self._base.execute("SELECT 1 FROM ordered LIMIT 1").fetchone():
             raise DataError(
                 f"{self.captions} names no pictures",
@@ -113,7 +120,9 @@ class Coco:
 
     def _insert(
         self, path: Path, rows: Iterable[tuple[str, Any]], *, first: bool, boxes: bool
-    ) -> None:
+    ) -> int:
+        """Put a file's rows in their tables; how many annotations had no box."""
+        without = 0
         for position, (key, row) in enumerate(rows):
             if not isinstance(row, dict):
                 raise DataError(
@@ -129,9 +138,12 @@ class Coco:
                 self._caption(row)
             elif "bbox" in row and boxes:
                 self._box(row)
+            else:
+                without += 1
             if position % _BATCH == _BATCH - 1:  # lets pages leave the cache
                 self._base.execute("COMMIT")
                 self._base.execute("BEGIN")
+        return without
 
     def _picture(self, path: Path, row: dict[str, Any], first: bool) -> None:
         identity, name = _text(row.get("id")), _text(row.get("file_name"))
