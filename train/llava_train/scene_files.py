@@ -5,6 +5,7 @@ OUT/scenes.jsonl            one scene a line: objects with box, background, the 
 OUT/captions.json           COCO's layout: images, annotations (5 captions each), instances (boxes)
 OUT/stage1.json             LLaVA stage 1: a request for a brief description, one caption
 OUT/instruct.json           LLaVA JSON in three kinds: conversation, detail, reasoning
+OUT/card.json, card.md      seed and counts
 and, where asked for, what `scene_exports` writes.
 
 Pictures are named relative to OUT, which is what `--images` of `llava train` takes.
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llava_train.samples.card import write_card
 from llava_train.samples.files import whole
 from llava_train.scene_exports import write_exports
 from llava_train.scene_phrases import BRIEF
@@ -80,6 +82,14 @@ def write_scenes(
     instruct = [s for row in zip(scenes, names, rngs, strict=True) for s in instruct_samples(*row)]
     _write_json(out / "instruct.json", instruct)
     write_exports(out, scenes, names, both, seed, also)
+    content = {
+        "seed": seed,
+        "source": "drawn by the program, not taken from anywhere",
+        "pictures": {"count": n, "format": image_format, "longer_side": size or "varies"},
+        "samples": {"stage1": n, "instruct": len(instruct), "captions": len(both["annotations"])},
+        "also": sorted(also),
+    }
+    write_card(out, "Drawn scenes and what is in them", content, folder=True, dated=False)
 
 
 def _draw(

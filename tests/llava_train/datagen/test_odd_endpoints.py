@@ -186,3 +186,27 @@ def test_texts_changed_between_two_runs_ask_anew_and_mix_nothing(
     assert len(found[0] | found[1]) == 2
     asked = [body["messages"][0]["content"] for body in server.asked]
     assert sorted(asked) == ["Describe it well."] * 10 + ["Describe it."] * 10
+
+
+def test_a_budget_is_passed_by_what_was_in_flight_and_no_more(generate: Generate) -> None:
+    flying, used = 4, (6000, 3000)  # far more than anybody could expect of such requests
+
+    def script(body: dict[str, Any], times: int) -> Reply:
+        return Reply(answer_for(body), usage=used, delay=0.02)
+
+    options = ("--max-tokens", "100", "--concurrency", str(flying), "--budget-tokens", "30000")
+    with serving(script) as server:
+        code, document, err = generate(server, *options)
+        spent = document["spent"]["prompt_tokens"] + document["spent"]["completion_tokens"]
+        assert code == 5 and "the budget is spent" in err
+        assert spent == len(server.asked) * sum(used) <= 30000 + flying * sum(used)
+        asked = len(server.asked)
+        code, document, _ = generate(server, *options)  # the same budget, over all runs
+        assert (code, len(server.asked), document["answered_now"]) == (5, asked, 0)
+
+
+def test_a_budget_of_nothing_sends_nothing(generate: Generate) -> None:
+    with serving() as server:
+        code, document, err = generate(server, "--budget-tokens", "0")
+    assert (code, server.asked, document["missing"]) == (5, [], 21)
+    assert "the budget is spent" in err

@@ -194,6 +194,8 @@ _LOST = {
     "box of an unknown picture": "boxes WHERE picture NOT IN (SELECT id FROM pictures)",
     "box of an unknown category": "boxes WHERE NOT EXISTS"
     " (SELECT 1 FROM categories WHERE categories.id = boxes.category AND name != '')",
+    "box outside its picture": "boxes WHERE EXISTS (SELECT 1 FROM pictures WHERE id = picture"
+    " AND width > 0 AND height > 0 AND (x >= width OR y >= height OR x + w <= 0 OR y + h <= 0))",
     "box of a picture without a size": "boxes WHERE picture IN"
     " (SELECT id FROM pictures WHERE width <= 0 OR height <= 0)",
 }

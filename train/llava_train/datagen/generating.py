@@ -170,7 +170,7 @@ def generate(settings: Settings, sending: Sending, out: Path) -> Outcome:
         )
         if not outcome.sent.interrupted:
             _write(generation, journal, out, outcome)
-            outcome.spent = _spending(journal, sending.price)
+            outcome.spent = spending(journal, sending.price)
             _write_card(generation, endpoint.url, out, outcome)
     return outcome
 
@@ -239,7 +239,8 @@ def make_sample(task: Task, answer: Answer, settings: Settings, seen: Seen) -> R
     }
 
 
-def _spending(journal: Journal, price: Price | None) -> dict[str, Any]:
+def spending(journal: Journal, price: Price | None) -> dict[str, Any]:
+    """What all runs into a journal cost, for its card."""
     spent = journal.spent()
     return {
         "requests_answered": spent.requests,
