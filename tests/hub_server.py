@@ -29,7 +29,7 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 @dataclass
 class Repo:
-    """One model repository."""
+    """One repository."""
 
     files: dict[str, bytes]
     license: str = "apache-2.0"
@@ -89,6 +89,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        """By org/name; a data set by datasets/org/name."""
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.release = threading.Event()
@@ -180,11 +181,13 @@ class _Handler(BaseHTTPRequestHandler):
                         return
             self._send(403, {}, b"expired", fault)
             return
-        if match := re.match(r"/api/models/([^/]+/[^/?]+)(?:/revision/([^?]+))?(?:\?|$)", path):
+        api = path.replace("/api/models/", "/api/", 1)
+        repo = r"((?:datasets/)?[^/]+/[^/?]+)"
+        if match := re.match(rf"/api/{repo}(?:/revision/([^?]+))?(?:\?|$)", api):
             self._info(match[1], match[2] or "main", fault)
-        elif match := re.match(r"/api/models/([^/]+/[^/?]+)/tree/([^/?]+)", path):
+        elif match := re.match(rf"/api/{repo}/tree/([^/?]+)", api):
             self._tree(match[1], match[2], fault)
-        elif match := re.match(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+?)(?:\?|$)", path):
+        elif match := re.match(rf"/{repo}/resolve/([^/]+)/(.+?)(?:\?|$)", path):
             self._file(match[1], match[2], match[3], fault)
         else:
             self._send(404, {}, b"{}", fault)
@@ -220,9 +223,9 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["blobId"] = repo.etag(file)
             siblings.append(entry)
         info = {
-            "id": name, "modelId": name, "sha": repo.commit, "siblings": siblings,
-            "private": False, "gated": "auto" if repo.gated else False, "tags": [],
-            "downloads": 0, "likes": 0, "cardData": {"license": repo.license},
+            "id": name.removeprefix("datasets/"), "modelId": name, "sha": repo.commit,
+            "siblings": siblings, "private": False, "gated": "auto" if repo.gated else False,
+            "tags": [], "downloads": 0, "likes": 0, "cardData": {"license": repo.license},
         }  # fmt: skip
         self._send(200, {"Content-Type": "application/json"}, json.dumps(info).encode(), fault)
 

@@ -44,10 +44,18 @@ def data() -> None:
     examples=(
         ("llava data scenes -o scenes --n 1000 --seed 1", "pictures, captions, instructions"),
         ("llava data scenes -o big --n 50 --seed 2 --size 512 --format jpg", "larger JPEGs"),
+        (
+            "llava data scenes -o scenes --n 50 --also vqa --also scienceqa",
+            "in other files, too",
+        ),
     ),
 )
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write to."
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write to.",
 )
 @click.option("--n", required=True, type=click.IntRange(min=1), help="How many pictures.")
 @click.option(
@@ -62,6 +70,12 @@ def data() -> None:
     show_default=True,
     help="Of the pictures.",
 )
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Choice(["coco", "vqa", "pope", "scienceqa"]),
+    help="Write the same world in the files of these data sets, too. Repeatable.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; changes nothing written.")
 def scenes(
     out: Path,
@@ -69,6 +83,7 @@ def scenes(
     seed: int,
     size: int | None,
     image_format: Literal["png", "jpg"],
+    also: tuple[str, ...],
     workers: int | None,
 ) -> None:
     """Draw pictures of coloured shapes and write what is in them as training data."""
@@ -83,6 +98,7 @@ def scenes(
         size=size,
         image_format=image_format,
         workers=workers or _workers(n),
+        also=also,
     )
     if common().json:
         write_document({"out": str(out), "n": n, "seed": seed, "format": image_format})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _DATA = click.Path(path_type=Path, exists=True)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_EMPTY = ("the data holds no sample", "give LLaVA JSON, JSON Lines, parquet or webdataset")
 _NEW = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -87,7 +88,8 @@ def validate(data: tuple[Path, ...], images: Path | None, **given: Any) -> None:
         write(_table(report))
     if report.errors:
         raise DataError(
-            f"{report.errors} faults in {report.samples} samples", "correct or remove these samples"
+            f"{report.errors} fault{'s'[: report.errors > 1]} in {report.samples} samples",
+            "correct or remove what is named above",
         )
 
 
@@ -129,10 +131,11 @@ def stats(data: tuple[Path, ...], html: Path | None, most: int, **given: Any) ->
     from llava_cli.terminal.streams import note, write
     from llava_train.samples.files import whole
     from llava_train.samples.pages import stats_page
-    from llava_train.samples.reading import rows
+    from llava_train.samples.reading import rows, some
     from llava_train.samples.stats import count
 
-    found = count(chain.from_iterable(map(rows, data)), _length(given))
+    everything = some(chain.from_iterable(map(rows, data)), *_EMPTY)
+    found = count(everything, _length(given))
     document = found.document(most)
     if html is not None:
         with whole(html) as file:
@@ -184,9 +187,9 @@ def preview(
     from llava_train.samples.draws import reservoir
     from llava_train.samples.files import whole
     from llava_train.samples.pages import preview_page
-    from llava_train.samples.reading import rows
+    from llava_train.samples.reading import rows, some
 
-    everything = chain.from_iterable(map(rows, data))
+    everything = some(chain.from_iterable(map(rows, data)), *_EMPTY)
     chosen = reservoir(everything, n, seed) if by_chance else list(islice(everything, n))
     if html is not None:
         with whole(html) as file:

@@ -12,6 +12,7 @@ from llava_cli.cli.groups import Command
 from llava_cli.cli.options import common, model_options
 from llava_cli.errors import PartialFailure
 
+_NEW = click.Path(path_type=Path, file_okay=False)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
@@ -27,7 +28,7 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     ),
 )
 @click.argument("images", type=_FOLDER)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=_NEW)
 @click.option(
     "--continue-at",
     type=click.IntRange(min=0),

@@ -13,6 +13,7 @@ from llava_cli.errors import UsageError
 
 _DATA = click.Path(path_type=Path, exists=True)
 _NEW = click.Path(path_type=Path)
+_NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
 _SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 
 
@@ -25,7 +26,7 @@ _SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_defau
 @click.option(
     "--part", "parts", multiple=True, required=True, metavar="NAME=SHARE", help="Repeatable."
 )
-@click.option("-o", "--out", required=True, type=_NEW, help="Folder to write to.")
+@click.option("-o", "--out", required=True, type=_NEW_FOLDER, help="Folder to write to.")
 @click.option(
     "--format", "form", type=click.Choice(["json", "jsonl", "parquet"]), default="json",
     show_default=True,
@@ -62,6 +63,7 @@ def mix(data: tuple[str, ...], out: Path, shuffle: bool, seed: int) -> None:
     """Mix samples of several files, each whole, in part, or several times."""
     from llava_train.samples import mixing
     from llava_train.samples.card import source, write_card
+    from llava_train.samples.reading import some
     from llava_train.samples.writing import form_of, write_all
 
     ingredients = [mixing.parse_ingredient(text) for text in data]
@@ -70,7 +72,8 @@ def mix(data: tuple[str, ...], out: Path, shuffle: bool, seed: int) -> None:
     if out.resolve() in {ingredient.path.resolve() for ingredient in ingredients}:
         raise UsageError(f"{out} is one of the files to be mixed", "name another file")
     counts: dict[str, int] = {}
-    rows = mixing.mixed(ingredients, seed, counts)
+    hint = "llava data validate says what is wrong with a file"
+    rows = some(mixing.mixed(ingredients, seed, counts), "these files hold no samples", hint)
     total = write_all(out, mixing.shuffled(rows, seed) if shuffle else rows)
     sources = [source(ingredient.path) for ingredient in ingredients]
     content = {"seed": seed, "shuffled": shuffle, "source": sources, "taken": counts}

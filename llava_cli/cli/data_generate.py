@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-_NEW = click.Path(path_type=Path)
+_NEW = click.Path(path_type=Path, file_okay=False)
 KINDS = ("conversation", "detail", "reasoning")
 
 
@@ -108,6 +108,10 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Boxes around crowds (iscrowd).",
         ),
         click.option("--prompts", type=_FOLDER, help="Your own texts in place of ours."),
+        click.option(
+            "--few-shot", type=click.IntRange(min=0), metavar="N",
+            help="Worked examples in a request, at most; default: all (2, 3 and 3 of ours).",
+        ),
         click.option(
             "--write-prompts", type=_NEW, metavar="DIR", help="Write our texts out, and stop."
         ),
@@ -231,6 +235,7 @@ def _settings(given: dict[str, Any]) -> Settings:
 
     least = given["min_words"]
     prefix = given["image_prefix"]
+    prompts = prompt_set.load(given["prompts"])
     return Settings(
         captions=given["captions"],
         instances=given["instances"],
@@ -241,7 +246,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         samples=given["samples"],
         seed=given["seed"],
         crowds=given["crowds"],
-        prompts=prompt_set.load(given["prompts"]),
+        prompts=prompts if given["few_shot"] is None else prompts.shortened(given["few_shot"]),
         model=given["llm"],
         max_tokens=given["max_tokens"],
         options=request_options(given),
@@ -337,8 +342,17 @@ def _report(outcome: Outcome, out: Path) -> None:
     elif not common().quiet:
         note(f"{written} samples, {rejected} rejected, {outcome.missing} missing: {out}")
     if outcome.missing:
-        why = "the budget is spent" if outcome.sent.over_budget else "see missing.jsonl"
-        raise PartialFailure(
-            f"{outcome.missing} samples have no answer: {why}",
-            "run the same command again to go on, with a larger budget if it is spent",
-        )
+        raise PartialFailure(*_why_missing(outcome))
+
+
+def _why_missing(outcome: Outcome) -> tuple[str, str]:
+    """(what is missing and why, what to do about it)."""
+    from llava_train.datagen.sending import SHORTER
+
+    planned, sent = sum(outcome.planned.values()), outcome.sent
+    lead = f"{outcome.missing} of {planned} samples have no answer:"
+    if sent.over_budget:
+        return f"{lead} the budget is spent", "the same command with a larger budget goes on"
+    if sent.too_long == outcome.missing:
+        return f"{lead} their requests are too long for the language model", SHORTER
+    return f"{lead} see missing.jsonl", "run the same command again to go on"

@@ -46,21 +46,23 @@ class Listing:
     gated: bool = False
 
 
-def list_repo(repo: str, revision: str | None) -> Listing:
-    """Ask the Hub; every failure is a `ModelNotFound` with a remedy."""
+def list_repo(repo: str, revision: str | None, kind: str = "model") -> Listing:
+    """Ask the Hub; every failure is a `ModelNotFound` with a remedy. kind: model or dataset."""
     from huggingface_hub import HfApi, constants
 
     def ask() -> Any:
         timeout = max(constants.HF_HUB_ETAG_TIMEOUT, 1)
         try:
-            return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+            return HfApi().repo_info(
+                repo, revision=revision, repo_type=kind, files_metadata=True, timeout=timeout
+            )
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ModelNotFound(
                 f"what answers at {constants.ENDPOINT} is no answer of a Hub",
                 "check HF_ENDPOINT, or log in to the network you are in",
             ) from error
 
-    with explained(repo, revision), quiet_hub():
+    with explained(repo, revision, kind), quiet_hub():
         info = patiently(ask)
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise ModelInvalid(f"the Hub names no commit of {repo}", "check HF_ENDPOINT")

@@ -15,7 +15,7 @@ class Unreachable(ModelNotFound):
 
 
 @contextlib.contextmanager
-def explained(repo: str, revision: str | None) -> Iterator[None]:
+def explained(repo: str, revision: str | None, kind: str = "model") -> Iterator[None]:
     """Turn what huggingface_hub and its HTTP library raise into our own errors."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -25,10 +25,10 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise refused(repo, revision, error) from error
+        raise refused(repo, revision, error, kind) from error
     except HFValidationError as error:
         raise ModelNotFound(
-            f"{repo!r} cannot be a model's name on the Hub", "a Hub id is org/name"
+            f"{repo!r} cannot be a {kind}'s name on the Hub", "a Hub id is org/name"
         ) from error
     except (http_error, ConnectionError, TimeoutError) as error:
         raise unreachable(repo, error) from error
@@ -50,8 +50,8 @@ def unreachable(repo: str, error: BaseException) -> Unreachable:
     )
 
 
-def refused(repo: str, revision: str | None, error: Any) -> ModelNotFound:
-    """The Hub answered, but not with the model."""
+def refused(repo: str, revision: str | None, error: Any, kind: str = "model") -> ModelNotFound:
+    """The Hub answered, but not with the model (or another kind of repository)."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -63,11 +63,14 @@ def refused(repo: str, revision: str | None, error: Any) -> ModelNotFound:
     said = (getattr(error.response, "headers", None) or {}).get("X-Error-Message", "")
     if isinstance(error, GatedRepoError):
         return ModelNotFound(
-            f"model {repo} is gated: its owner wants you to agree to its terms",
-            f"agree at {constants.ENDPOINT}/{repo}, then log in: hf auth login (or set HF_TOKEN)",
+            f"{kind} {repo} is gated: its owner wants you to agree to its terms",
+            f"agree at {constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}, "
+            "then log in: hf auth login (or set HF_TOKEN)",
         )
     if isinstance(error, RevisionNotFoundError):
-        return ModelNotFound(f"model {repo} has no revision {revision}", "check what follows the @")
+        return ModelNotFound(
+            f"{kind} {repo} has no revision {revision}", "check what follows the @"
+        )
     if status == 401 and "Invalid credentials" in said:
         return ModelNotFound(
             "the Hub does not accept your access token",
@@ -75,8 +78,8 @@ def refused(repo: str, revision: str | None, error: Any) -> ModelNotFound:
         )
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
         return ModelNotFound(
-            f"there is no model {repo} on the Hub, or it is private",
-            "check the name; for a private model log in: hf auth login (or set HF_TOKEN)",
+            f"there is no {kind} {repo} on the Hub, or it is private",
+            f"check the name; for a private {kind} log in: hf auth login (or set HF_TOKEN)",
         )
     if status == 403:
         return ModelNotFound(

@@ -47,11 +47,33 @@ def fetch_blob(repo: str, commit: str, file: RemoteFile, on_bytes: OnBytes) -> P
     return blob
 
 
-def _complete(repo: str, commit: str, file: RemoteFile, part: Path, on_bytes: OnBytes) -> None:
+def fetch_into(
+    folder: Path, repo: str, commit: str, file: RemoteFile, on_bytes: OnBytes, kind: str
+) -> Path:
+    """Have a file in a person's folder, under its own name once it is whole and right; its path.
+
+    Until then a part lies beside, hidden, from which the next call goes on. kind: model or dataset.
+    """
+    from huggingface_hub.utils._fixes import WeakFileLock
+
+    target = folder / file.name
+    part = target.with_name(f".{target.name}.{file.checksum[:16]}.incomplete")
+    lock = cache.root() / ".locks" / "llava-folders" / f"{file.checksum}.lock"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with quiet_hub(), WeakFileLock(lock):
+        _complete(repo, commit, file, part, on_bytes, kind)
+        part.replace(target)
+    return target
+
+
+def _complete(
+    repo: str, commit: str, file: RemoteFile, part: Path, on_bytes: OnBytes, kind: str = "model"
+) -> None:
     """Fetch what is missing of a part, and check the whole; old bytes that are bad go once."""
     resumed = part.is_file() and part.stat().st_size > 0
     for again in (resumed, False):
-        _fill(repo, commit, file, part, on_bytes)
+        _fill(repo, commit, file, part, on_bytes, kind)
         found = cache.checksum(part, file.checksum)
         if found == file.checksum:
             return
@@ -65,16 +87,18 @@ def _complete(repo: str, commit: str, file: RemoteFile, part: Path, on_bytes: On
             )
 
 
-def _fill(repo: str, commit: str, file: RemoteFile, part: Path, on_bytes: OnBytes) -> None:
+def _fill(
+    repo: str, commit: str, file: RemoteFile, part: Path, on_bytes: OnBytes, kind: str
+) -> None:
     """Append to the part until it is as long as the file."""
     waits = iter(WAITS_S)
-    with explained(repo, commit), part.open("ab") as out:
+    with explained(repo, commit, kind), part.open("ab") as out:
         if out.seek(0, os.SEEK_END) > file.size:
             _restart(out)
         on_bytes(out.tell())
         while (before := out.tell()) < file.size:
             try:
-                patiently(lambda: _stream(repo, commit, file, out, on_bytes), refusal_passes)
+                patiently(lambda: _stream(repo, commit, file, out, on_bytes, kind), refusal_passes)
             except Exception as error:
                 if not _passes(error):
                     raise
@@ -88,7 +112,9 @@ def _fill(repo: str, commit: str, file: RemoteFile, part: Path, on_bytes: OnByte
         os.fsync(out.fileno())
 
 
-def _stream(repo: str, commit: str, file: RemoteFile, out: BinaryIO, on_bytes: OnBytes) -> None:
+def _stream(
+    repo: str, commit: str, file: RemoteFile, out: BinaryIO, on_bytes: OnBytes, kind: str
+) -> None:
     """One request for what is missing; the Hub's signed address is asked for anew each time."""
     from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils._headers import build_hf_headers
@@ -98,7 +124,7 @@ def _stream(repo: str, commit: str, file: RemoteFile, out: BinaryIO, on_bytes: O
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    url = hf_hub_url(repo, file.name, revision=commit)
+    url = hf_hub_url(repo, file.name, repo_type=kind, revision=commit)
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with get_session().stream(
         "GET", url, headers=headers, timeout=timeout, follow_redirects=True

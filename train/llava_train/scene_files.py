@@ -5,6 +5,8 @@ OUT/scenes.jsonl            one scene a line: objects with box, background, the 
 OUT/captions.json           COCO's layout: images, annotations (5 captions each), instances (boxes)
 OUT/stage1.json             LLaVA stage 1: a request for a brief description, one caption
 OUT/instruct.json           LLaVA JSON in three kinds: conversation, detail, reasoning
+OUT/card.json, card.md      seed and counts
+and, where asked for, what `scene_exports` writes.
 
 Pictures are named relative to OUT, which is what `--images` of `llava train` takes.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -22,6 +24,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llava_train.samples.card import write_card
+from llava_train.samples.files import whole
+from llava_train.scene_exports import write_exports
 from llava_train.scene_phrases import BRIEF
 from llava_train.scene_questions import conversation, detail, reasoning
 from llava_train.scene_text import captions
@@ -46,11 +51,12 @@ def write_scenes(
     size: int | None = None,
     image_format: ImageFormat = "png",
     workers: int = 1,
+    also: Sequence[str] = (),
 ) -> None:
     """Write `n` scenes of the world `seed`; the same bytes for any number of workers.
 
     size: the longer side in pixels, None for a mixture. Pictures that are already there are drawn
-    again. Files appear whole or not at all.
+    again. Files appear whole or not at all. also: names of `scene_exports.EXPORTS`.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     draw = partial(_draw, out, seed, size, image_format)
@@ -65,14 +71,25 @@ def write_scenes(
         json.dumps({"image": name, **scene.record()})
         for name, scene in zip(names, scenes, strict=True)
     )
-    _write(out / "scenes.jsonl", "\n".join([*lines, ""]))
-    _write_json(out / "captions.json", coco(scenes, names))
+    with whole(out / "scenes.jsonl") as file:
+        file.write("\n".join([*lines, ""]))
+    both = coco(scenes, names)
+    _write_json(out / "captions.json", both)
     rngs = [np.random.default_rng([seed, i, TEXT_STREAM]) for i in range(n)]
     _write_json(
         out / "stage1.json", [stage1_sample(*row) for row in zip(scenes, names, rngs, strict=True)]
     )
     instruct = [s for row in zip(scenes, names, rngs, strict=True) for s in instruct_samples(*row)]
     _write_json(out / "instruct.json", instruct)
+    write_exports(out, scenes, names, both, seed, also)
+    content = {
+        "seed": seed,
+        "source": "drawn by the program, not taken from anywhere",
+        "pictures": {"count": n, "format": image_format, "longer_side": size or "varies"},
+        "samples": {"stage1": n, "instruct": len(instruct), "captions": len(both["annotations"])},
+        "also": sorted(also),
+    }
+    write_card(out, "Drawn scenes and what is in them", content, folder=True, dated=False)
 
 
 def _draw(
@@ -89,18 +106,9 @@ def _draw(
     return scene
 
 
-def _write(path: Path, text: str) -> None:
-    """Write aside, flush to the disk, rename."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
 def _write_json(path: Path, value: Any) -> None:
-    _write(path, json.dumps(value, indent=1) + "\n")
+    with whole(path) as file:
+        file.write(json.dumps(value, indent=1) + "\n")
 
 
 def coco(scenes: list[Scene], names: list[str]) -> dict[str, Any]:
@@ -147,7 +155,8 @@ def sample(name: str, kind: str, turns: list[tuple[str, str]]) -> dict[str, Any]
     for i, (question, answer) in enumerate(turns):
         rows.append({"from": "human", "value": f"<image>\n{question}" if i == 0 else question})
         rows.append({"from": "gpt", "value": answer})
-    return {"id": f"{Path(name).stem}-{kind}", "image": name, "conversations": rows}
+    head = {"id": f"{Path(name).stem}-{kind}", "image": name, "kind": kind}
+    return {**head, "conversations": rows}
 
 
 def stage1_sample(scene: Scene, name: str, rng: np.random.Generator) -> dict[str, Any]:

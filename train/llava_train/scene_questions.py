@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llava_train.scene_phrases import ANYTHING, BRIEF, COUNT, DETAIL, UNUSUAL, WHY
+from llava_train.scene_phrases import ANYTHING, BRIEF, COUNT, DETAIL, SHORT, UNUSUAL, WHY
 from llava_train.scene_text import (
     a,
     capital,
@@ -327,6 +327,23 @@ def conversation(scene: Scene, rng: np.random.Generator, rates: Rates = RATES) -
         turns += [make(scene, rng) for _ in range(int(rate + rng.random()))]
     unique = {t.question: t for t in (turns[i] for i in rng.permutation(len(turns)))}
     return [shortened(t, rng) if rng.random() < 0.1 else t for t in unique.values()]
+
+
+SHORT_TOPICS = ("count", "color", "shape", "position", "presence", "size")
+
+
+def short_questions(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """A question of each topic whose answer is a word or two, with that answer in lower case."""
+    turns = [shortened(_QUESTIONS[topic](scene, rng), rng) for topic in SHORT_TOPICS]
+    return [
+        Turn(
+            turn.topic.removeprefix("short "),
+            turn.question.removesuffix(SHORT).strip(),
+            turn.answer.lower(),
+        )
+        for turn in turns
+        if turn.topic.startswith("short ")
+    ]
 
 
 def detail(scene: Scene, rng: np.random.Generator) -> Turn:

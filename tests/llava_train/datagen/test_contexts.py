@@ -11,6 +11,8 @@ import pytest
 from llava_cli.errors import DataError
 from llava_train.datagen.coco import Coco
 from llava_train.datagen.contexts import Box, Picture, context, corners
+from tests.llava_train.datagen.conftest import Generate, read_lines
+from tests.llava_train.datagen.server import serving
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,47 @@ def test_crowds_can_be_kept(files: tuple[Path, Path]) -> None:
     boxes = next(coco.pictures()).boxes
     assert [(box.category, box.crowd) for box in boxes] == [("dog", False), ("person", True)]
     coco.close()
+
+
+def test_a_request_shows_a_picture_so_and_not_otherwise(generate: Generate, tmp_path: Path) -> None:
+    captions, instances = tmp_path / "captions.json", tmp_path / "instances.json"
+    pictures = [image(1, "1.jpg"), image(2, "2.jpg"), image(3, "ünï 犬.jpg"), image(4, "4.jpg")]
+    said = {1: ["One.", "Two.", "Three.", "Four.", "Five.", "Six."], 2: ["Alone."], 3: ["Café 🐕."]}
+    rows = [{"image_id": i, "caption": text} for i, texts in said.items() for text in texts]
+    captions.write_text(json.dumps({"images": pictures, "annotations": rows}))
+    boxes = [
+        (1, [10, 5, 30.5, 10], 0),
+        (1, [0, 0, 100, 50], 1),  # a crowd
+        (1, [-10, 40, 20, 20], 0),  # over the edge
+        (1, [200, 5, 10, 10], 0),  # outside
+        (1, [5, 5, 0, 10], 0),  # without width
+        (3, [33.3333, 0, 33.3333, 50], 0),
+        (4, [0, 0, 10, 10], 0),  # of a picture without captions
+    ]
+    found = [{"image_id": i, "category_id": 7, "bbox": b, "iscrowd": c} for i, b, c in boxes]
+    categories = [{"id": 7, "name": "Hund 🐶"}]
+    instances.write_text(
+        json.dumps({"images": pictures, "annotations": found, "categories": categories})
+    )
+    options = ("--captions", str(captions), "--instances", str(instances), "--kind", "detail")
+    with serving() as server:
+        code, document, err = generate(server, *options)
+        assert (code, document["written"]) == (0, {"detail": 3}), err
+    assert sorted(body["messages"][-1]["content"] for body in server.asked) == [
+        "Alone.",
+        "Café 🐕.\n\nHund 🐶: [0.333, 0.000, 0.667, 1.000]",
+        "One.\nTwo.\nThree.\nFour.\nFive.\nSix.\n\n"
+        "Hund 🐶: [0.100, 0.100, 0.405, 0.300]\nHund 🐶: [0.000, 0.800, 0.100, 1.000]",
+    ]
+    names = [row["image"] for row in read_lines(tmp_path / "out" / "instruct.jsonl")]
+    assert names == ["1.jpg", "2.jpg", "ünï 犬.jpg"]
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["left_out_of_the_source"] == {
+        "box outside its picture": 1,
+        "box without area or of wrong numbers": 1,
+        "crowd": 1,
+        "picture without captions": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -258,10 +258,11 @@ def test_concurrency_is_reached_and_not_passed(generate: Generate) -> None:
 
 
 def test_requests_keep_their_distance(generate: Generate) -> None:
+    started = time.monotonic()
     with serving() as server:
-        generate(server, "--requests-per-minute", "600", "--samples", "5")
-    gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    assert server.times[-1] - server.times[0] >= 0.35 and len(gaps) == 4
+        assert generate(server, "--requests-per-minute", "120", "--samples", "4")[0] == 0
+    # From the first departure to the last; arrivals on a busy machine may lie closer together.
+    assert len(server.asked) == 4 and time.monotonic() - started >= 1.5
 
 
 def price_table(tmp_path: Path) -> str:

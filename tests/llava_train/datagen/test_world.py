@@ -9,7 +9,6 @@ import pytest
 
 from llava_cli.cli import main
 from llava_train.samples.validate import validate
-from llava_train.scene_files import write_scenes
 from tests.llava_train.datagen.conftest import read_lines
 from tests.llava_train.datagen.server import serving
 
@@ -20,16 +19,8 @@ KINDS = ["conversation", "detail", "reasoning"]
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six scenes; COCO's own two files beside the one that holds both."""
     folder = tmp_path_factory.mktemp("world")
-    write_scenes(folder, n=6, seed=3, size=64)
-    both = json.loads((folder / "captions.json").read_text())
-    captions = {"images": both["images"], "annotations": both["annotations"]}
-    instances = {
-        "images": both["images"],
-        "annotations": both["instances"],
-        "categories": both["categories"],
-    }
-    (folder / "coco_captions.json").write_text(json.dumps(captions))
-    (folder / "coco_instances.json").write_text(json.dumps(instances))
+    drawn = ["data", "scenes", "-o", str(folder), "--n", "6", "--seed", "3", "--size", "64"]
+    assert main([*drawn, "--also", "coco", "-q"]) == 0
     return folder
 
 
@@ -68,20 +59,42 @@ def _boxes_of(rows: list[dict[str, int]]) -> dict[int, int]:
     return counts
 
 
-def test_training_learns_from_what_was_generated(world: Path, tmp_path: Path) -> None:
+def test_from_cocos_files_to_a_trained_model_and_a_page(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("torch")
-    from llava_train.dataset import read
+    out, run, page = tmp_path / "out", tmp_path / "run", tmp_path / "page.html"
+    data = str(out / "instruct.json")
 
-    out = tmp_path / "out"
+    def llava(*arguments: str) -> str:
+        code = main(list(arguments))
+        said, err = capsys.readouterr()
+        assert code == 0, err
+        return said
+
     with serving() as server:
-        options = ["--llm", "m", "--base-url", server.url, "-o", str(out), "-q"]
-        assert main(["data", "generate", "--captions", str(world / "captions.json"), *options]) == 0
-    found = read([out / "instruct.json"])
-    assert len(found) == len(read_lines(out / "instruct.jsonl"))
-    assert all(sample.image_turns == (0,) for sample in found)
-    assert all((world / str(sample.images[0])).is_file() for sample in found)
+        llava(
+            *("data", "generate", "--captions", str(world / "coco_captions.json")),
+            *("--instances", str(world / "coco_instances.json"), "--images", str(world)),
+            *("--llm", "m", "--base-url", server.url, "-o", str(out), "-q"),
+        )
+    samples = read_lines(out / "instruct.jsonl")
+    assert sorted({row["kind"] for row in samples}) == KINDS
+    checked = json.loads(llava("data", "validate", data, "--images", str(world), "--json"))
+    assert (checked["samples"], checked["errors"]) == (len(samples), {})
+    counted = json.loads(llava("data", "stats", data, "--json"))
+    assert sum(counted["kinds"].values()) == len(samples)
+
     steps = ["--max-steps", "1", "--set", "batch=2", "--set", "feature_cache=false"]
-    data = ["--data", str(out / "instruct.json"), "--images", str(world)]
-    run = ["--recipe", "demo-stage2", "--output", str(tmp_path / "run"), "-q"]
-    assert main(["train", "stage2", "--from", "llava-demo", *data, *run, *steps]) == 0
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    recipe = ["--recipe", "demo-stage2", "--output", str(run), "-q", *steps]
+    llava(
+        "train", "stage2", "--from", "llava-demo", "--data", data, "--images", str(world), *recipe
+    )
+    assert (run / "model" / "model.safetensors").is_file()
+    (step,) = read_lines(run / "log.jsonl")
+    assert step["loss"] > 0 and step["answer_tokens"] > 0
+
+    llava("data", "preview", data, "--images", str(world), "--html", str(page), "-q")
+    assert page.read_text().count("data:image/") == len(samples)
+    shown = llava("data", "preview", data)
+    assert all(turn["value"] in shown for row in samples for turn in row["conversations"])

@@ -62,7 +62,7 @@ _LABEL = re.compile(r"\s*(Question|Answer):[ \t]*\r?\n?", re.IGNORECASE)
 _STRAY = re.compile(r"^\s*(question|answer)\s*:|^[ \t]*={3,}[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _SPECIAL = re.compile(
     r"<\s*/?\s*(?:image|im_start|im_end|im_patch|s|unk|pad|video)\s*>|<\|[^|>\n]{1,40}\|>"
-    r"|\[/?INST\]|<</?SYS>>|^\s*###|^(?:USER|ASSISTANT|Human|Assistant|System):",
+    r"|</?think(?:ing)?>|\[/?INST\]|<</?SYS>>|^\s*###|^(?:USER|ASSISTANT|Human|Assistant|System):",
     re.IGNORECASE | re.MULTILINE,
 )
 _SOURCE = re.compile(

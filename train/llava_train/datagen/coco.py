@@ -104,7 +104,14 @@ class Coco:
         own = self.instances is None or self.instances.resolve() == self.captions.resolve()
         self._insert(self.captions, fields(self.captions, wanted), first=True, boxes=own)
         if self.instances is not None and not own:
-            self._insert(self.instances, fields(self.instances, wanted), first=False, boxes=True)
+            without = self._insert(
+                self.instances, fields(self.instances, wanted), first=False, boxes=True
+            )
+            if without and not self._base.execute("SELECT 1 FROM boxes LIMIT 1").fetchone():
+                raise DataError(
+                    f"{self.instances}: {without} annotations, and none is a box",
+                    "give COCO's instances file with --instances, or leave it out",
+                )
         if not self._base.execute("SELECT 1 FROM ordered LIMIT 1").fetchone():
             raise DataError(
                 f"{self.captions} names no pictures",
@@ -113,7 +120,9 @@ class Coco:
 
     def _insert(
         self, path: Path, rows: Iterable[tuple[str, Any]], *, first: bool, boxes: bool
-    ) -> None:
+    ) -> int:
+        """Put a file's rows in their tables; how many annotations had no box."""
+        without = 0
         for position, (key, row) in enumerate(rows):
             if not isinstance(row, dict):
                 raise DataError(
@@ -129,9 +138,12 @@ class Coco:
                 self._caption(row)
             elif "bbox" in row and boxes:
                 self._box(row)
+            else:
+                without += 1
             if position % _BATCH == _BATCH - 1:  # lets pages leave the cache
                 self._base.execute("COMMIT")
                 self._base.execute("BEGIN")
+        return without
 
     def _picture(self, path: Path, row: dict[str, Any], first: bool) -> None:
         identity, name = _text(row.get("id")), _text(row.get("file_name"))
@@ -182,6 +194,8 @@ _LOST = {
     "box of an unknown picture": "boxes WHERE picture NOT IN (SELECT id FROM pictures)",
     "box of an unknown category": "boxes WHERE NOT EXISTS"
     " (SELECT 1 FROM categories WHERE categories.id = boxes.category AND name != '')",
+    "box outside its picture": "boxes WHERE EXISTS (SELECT 1 FROM pictures WHERE id = picture"
+    " AND width > 0 AND height > 0 AND (x >= width OR y >= height OR x + w <= 0 OR y + h <= 0))",
     "box of a picture without a size": "boxes WHERE picture IN"
     " (SELECT id FROM pictures WHERE width <= 0 OR height <= 0)",
 }

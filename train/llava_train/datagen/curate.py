@@ -26,7 +26,7 @@ from llava_cli.errors import DataError, ImageError
 from llava_cli.images import SUFFIXES, Image
 from llava_train.datagen import answers
 from llava_train.datagen.endpoint import Endpoint
-from llava_train.datagen.generating import Sending
+from llava_train.datagen.generating import Sending, spending
 from llava_train.datagen.journal import Answer, Journal, request_key
 from llava_train.datagen.prices import Budget
 from llava_train.datagen.prompt_set import PromptSet
@@ -76,6 +76,7 @@ class Outcome:
     rejected: Counter[str] = field(default_factory=Counter)
     missing: int = 0
     sent: Sent = field(default_factory=Sent)
+    spent: dict[str, Any] = field(default_factory=dict)
 
 
 def pictures(folder: Path) -> list[str]:
@@ -111,6 +112,8 @@ def curate(
             outcome.sent = sender.run(_repairs(settings, names, journal))
         if not outcome.sent.interrupted:
             _write(settings, names, journal, out, outcome)
+            outcome.spent = spending(journal, sending.price if sending else None)
+            _card(settings, out, outcome)
     finally:
         journal.close()
     return outcome
@@ -235,7 +238,6 @@ def _write(
             ]
             kept.add({"id": name, "image": name, "kind": "detail", "conversations": turns})
             table.writerow([name, name, text, described.text, ""])
-    _card(settings, out, outcome)
 
 
 def _accepted(answer: Answer, limits: answers.Limits) -> str:
@@ -262,5 +264,6 @@ def _card(settings: Settings, out: Path, outcome: Outcome) -> None:
         "samples": outcome.written,
         "rejected": dict(outcome.rejected),
         "without_an_answer": outcome.missing,
+        "spent": outcome.spent,
     }
     write_card(out, "Descriptions written by a model and repaired", content, folder=True)

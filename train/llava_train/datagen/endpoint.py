@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from llava_cli.errors import MissingDependency
@@ -28,6 +29,13 @@ _HOPELESS = {
     403: "the endpoint does not allow this",
     404: "the endpoint has no such model or address",
 }
+_TOO_LONG = re.compile(
+    r"context_length_exceeded|exceed_context_size|context (?:length|size|window)"
+    r"|prompt is too long|prompt takes \d+ tokens|reduce the length of"
+    r"|input token count .*exceeds|too many input tokens",
+    re.IGNORECASE,
+)
+"""How endpoints say that a context does not hold a request: OpenAI, llama.cpp, vLLM, ours, …"""
 
 
 class Refused(Exception):
@@ -42,6 +50,7 @@ class Refused(Exception):
         maybe_paid: bool = False,
         limited: bool = False,
         hopeless: bool = False,
+        too_long: bool = False,
     ) -> None:
         super().__init__(why)
         self.why = why
@@ -55,6 +64,8 @@ class Refused(Exception):
         """Whether it was too many requests: no fault of this one."""
         self.hopeless = hopeless
         """Whether every other request will fare the same."""
+        self.too_long = too_long
+        """Whether the model's context does not hold it."""
 
 
 class Endpoint:
@@ -99,7 +110,10 @@ class Endpoint:
             async with create(**body, extra_headers={"Idempotency-Key": key}) as response:
                 return await _bounded(response)
         except openai.APIStatusError as error:
-            raise _of_status(error.status_code, error.message, error.response.headers) from error
+            said = f"{error.code or ''} {error.type or ''}"
+            raise _of_status(
+                error.status_code, error.message, error.response.headers, said
+            ) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__
             never_left = isinstance(
@@ -126,14 +140,17 @@ async def _bounded(response: AsyncAPIResponse[Any]) -> bytes:
     return bytes(data)
 
 
-def _of_status(status: int, message: str, headers: Any) -> Refused:
-    """What an HTTP status other than success means."""
-    why = _clean(f"{status} {' '.join(message.split())[:300]}")
+def _of_status(status: int, message: str, headers: Any, said: str = "") -> Refused:
+    """What an HTTP status other than success means; said: the error's own code and type."""
+    message = " ".join(message.split()).removeprefix(f"Error code: {status} - ")
+    why = _clean(f"{status} {message[:300]}")
     after = retry_after({key.lower(): value for key, value in headers.items()})
     if status == 429 and "insufficient_quota" in message:
         return Refused(f"the account has no credit left ({why})", again=False, hopeless=True)
     if status in _HOPELESS:
         return Refused(f"{_HOPELESS[status]} ({why})", again=False, hopeless=True)
+    if status != 429 and _TOO_LONG.search(f"{said} {message}"):  # 429: too many tokens a minute
+        return Refused(why, again=False, too_long=True)
     again = status in _AGAIN or status >= 500
     return Refused(why, again=again, after_s=after, limited=status == 429)
 
@@ -144,7 +161,7 @@ def read_answer(data: bytes, body: dict[str, Any]) -> Answer:
         found = json.loads(data)
         choice = found["choices"][0]
         message = choice["message"]
-        text = message.get("content")
+        text = _joined(message.get("content"))
         finish = _clean(choice.get("finish_reason") or "stop")
         if message.get("refusal"):
             text, finish = message["refusal"], "content_filter"
@@ -165,12 +182,21 @@ def read_answer(data: bytes, body: dict[str, Any]) -> Answer:
     )
 
 
+def _joined(content: Any) -> Any:
+    """A message's text, which some endpoints give in parts; anything else as it is."""
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
+        return "".join(part["text"] for part in content)
+    return content
+
+
 def _clean(value: Any) -> str:
     """Text that every file can hold: JSON may carry lone surrogates."""
     return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _count(value: Any, otherwise: int) -> int:
-    """A count that the endpoint gave, or our estimate where it gave none."""
-    given = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
+    """A count that the endpoint gave, or our estimate where it gave none, or 0: a budget holds."""
+    given = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40
     return value if given else otherwise

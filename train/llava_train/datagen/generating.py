@@ -164,12 +164,13 @@ def generate(settings: Settings, sending: Sending, out: Path) -> Outcome:
         )  # fmt: skip
         outcome = Outcome(generation.planned)
         outcome.sent = sender.run(
-            Request(request_key(body), body, settings.max_tokens)
-            for body in map(generation.body, generation.tasks())
+            Request(request_key(body), body, settings.max_tokens, task.kind)
+            for task in generation.tasks()
+            for body in (generation.body(task),)
         )
         if not outcome.sent.interrupted:
             _write(generation, journal, out, outcome)
-            outcome.spent = _spending(journal, sending.price)
+            outcome.spent = spending(journal, sending.price)
             _write_card(generation, endpoint.url, out, outcome)
     return outcome
 
@@ -238,7 +239,8 @@ def make_sample(task: Task, answer: Answer, settings: Settings, seen: Seen) -> R
     }
 
 
-def _spending(journal: Journal, price: Price | None) -> dict[str, Any]:
+def spending(journal: Journal, price: Price | None) -> dict[str, Any]:
+    """What all runs into a journal cost, for its card."""
     spent = journal.spent()
     return {
         "requests_answered": spent.requests,
@@ -262,6 +264,7 @@ def _write_card(generation: Generation, url: str, out: Path, outcome: Outcome) -
             **settings.options,
         },
         "prompts_sha256": generation.digests,
+        "worked_examples": {kind: len(settings.prompts.examples(kind)) for kind in KINDS},
         "crowd_objects": settings.crowds,
         "pictures": generation.count,
         "mixture": settings.mix,

@@ -41,7 +41,7 @@ class PromptSet:
     def messages(self, picture: Picture, kind: str) -> list[Message]:
         """A request: system text, examples as alternating turns, the picture's own context."""
         found = [{"role": "system", "content": self.texts[f"{kind}/system.txt"]}]
-        for question, answer in self._examples(kind):
+        for question, answer in self.examples(kind):
             found.append({"role": "user", "content": question})
             found.append({"role": "assistant", "content": answer})
         return [*found, {"role": "user", "content": context(picture, kind)}]
@@ -58,7 +58,23 @@ class PromptSet:
                 state.update(f"{name}\0{self.texts[name]}\0".encode())
         return state.hexdigest()
 
-    def _examples(self, kind: str) -> list[tuple[str, str]]:
+    def shortened(self, most: int) -> PromptSet:
+        """With the first `most` worked examples of each kind, and everything else."""
+        kept = {(kind, number) for kind in KINDS for number in sorted(self._numbers(kind))[:most]}
+        return PromptSet(
+            {
+                name: text
+                for name, text in self.texts.items()
+                if not (match := _EXAMPLE.fullmatch(name)) or (match[1], int(match[2])) in kept
+            }
+        )
+
+    def _numbers(self, kind: str) -> set[int]:
+        found = map(_EXAMPLE.fullmatch, self.texts)
+        return {int(match[2]) for match in found if match and match[1] == kind}
+
+    def examples(self, kind: str) -> list[tuple[str, str]]:
+        """(context, answer) of the worked examples, in the order of their numbers."""
         found: dict[int, dict[str, str]] = {}
         for name, text in self.texts.items():
             match = _EXAMPLE.fullmatch(name)

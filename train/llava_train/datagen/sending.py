@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,13 @@ from llava_train.datagen.prices import Budget, prompt_tokens
 
 TOO_MANY_REFUSALS = 20
 """Requests in a row that an endpoint refuses for good, before anything was answered."""
+TOO_MANY_TOO_LONG = 8
+"""Requests of one kind that the model's context does not hold, before one of them was answered."""
+SHORTER = (
+    "leave worked examples out with --few-shot 0, shorten the texts with --prompts,"
+    " or start the server with a longer context"
+)
+"""What a person can do about requests that are too long."""
 _LIMITED_ATTEMPTS = 100
 """Waiting out `too many requests` is no failure; only an endpoint that never stops saying it is."""
 
@@ -33,6 +41,8 @@ class Request:
     key: str
     body: dict[str, Any]
     max_tokens: int
+    kind: str = ""
+    """Requests of one kind are about as long as each other."""
 
 
 @dataclass
@@ -43,6 +53,8 @@ class Sent:
     failed: int = 0
     cached: int = 0
     """Answered before, by this run or an earlier one."""
+    too_long: int = 0
+    """Refused because the model's context does not hold them; among `failed`."""
     over_budget: bool = False
     interrupted: bool = False
 
@@ -65,6 +77,10 @@ class Sender:
     """Tasks whose request is in flight, and not waiting for its turn or a pause."""
     _stop: bool = False
     _refusals: int = 0
+    _too_long: Counter[str] = field(default_factory=Counter)
+    """Requests too long for the model, by kind."""
+    _fits: set[str] = field(default_factory=set)
+    """Kinds of which a request was answered."""
 
     def run(self, requests: Iterable[Request]) -> Sent:
         """All of them; KeyboardInterrupt is left to the caller as `interrupted`."""
@@ -94,6 +110,8 @@ class Sender:
         """Start a request as soon as there is room; False where no more may start."""
         if request.key in self._flying or self.journal.answer(request.key) is not None:
             self.sent.cached += 1
+            if request.key not in self._flying:
+                self._fits.add(request.kind)
             if self.sent.cached % 256 == 0:
                 await asyncio.sleep(0)  # let what is in flight, and Ctrl-C, have their turn
             return not self._stop
@@ -171,6 +189,7 @@ class Sender:
         self.budget.spend(answer.prompt_tokens, answer.completion_tokens)
         self.pace.used(prompt + request.max_tokens, answer.prompt_tokens + answer.completion_tokens)
         self.sent.answered += 1
+        self._fits.add(request.kind)
         self._refusals = 0
 
     async def _wait(self, refused: Refused, failures: int) -> None:
@@ -186,6 +205,12 @@ class Sender:
         self.journal.fail(request.key, refused.why)
         self.sent.failed += 1
         self._refusals += 1
+        if refused.too_long:
+            self.sent.too_long += 1
+            self._too_long[request.kind] += 1
+            never = request.kind not in self._fits
+            if never and self._too_long[request.kind] >= TOO_MANY_TOO_LONG:
+                raise _no_room(request.kind, refused) from refused
         if self._refusals >= TOO_MANY_REFUSALS and not self.sent.answered:
             raise _hopeless(refused) from refused
 
@@ -219,6 +244,12 @@ def _interrupts(handle: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in taken:
             loop.remove_signal_handler(number)
+
+
+def _no_room(kind: str, refused: Refused) -> LlavaError:
+    what = f"requests for {kind}" if kind else "requests"
+    hint = SHORTER if kind else "start the server with a longer context"
+    return LlavaError(f"{what} are too long for the language model: {refused.why}", hint)
 
 
 def _hopeless(refused: Refused) -> LlavaError:

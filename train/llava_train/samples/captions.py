@@ -18,6 +18,7 @@ from llava_train.samples.reading import Row, rows
 _TEXT_KEYS = ("caption", "blip_caption", "text")
 _LAYOUT = (
     "give caption<TAB>picture lines, rows with 'image' and 'caption', or LLaVA's stage-1 samples"
+    "; of COCO's file: llava data convert coco"
 )
 
 

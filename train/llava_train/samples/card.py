@@ -23,14 +23,20 @@ def source(path: Path) -> Card:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def write_card(out: Path, title: str, content: Mapping[str, Any], *, folder: bool = False) -> None:
-    """Both forms of a card for `out`; `folder` puts them inside."""
-    card: Card = {
-        "title": title,
-        "made_by": f"llava {__version__}",
-        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **content,
-    }
+def write_card(
+    out: Path,
+    title: str,
+    content: Mapping[str, Any],
+    *,
+    folder: bool = False,
+    dated: bool = True,
+) -> None:
+    """Both forms of a card for `out`; `folder` puts them inside.
+
+    Without `dated` the same content gives the same bytes.
+    """
+    made = {"made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} if dated else {}
+    card: Card = {"title": title, "made_by": f"llava {__version__}", **made, **content}
     data, text = (
         (out / "card.json", out / "card.md")
         if folder

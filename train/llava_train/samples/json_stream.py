@@ -20,6 +20,7 @@ MAX_ELEMENT = 64 << 20
 """Characters of the largest element that is read; longer ones are taken for a broken file."""
 _BLANK = re.compile(r"[\s\ufeff]*")
 _LAYOUT = "give a list of rows, or one row a line"
+_OBJECT = "give one JSON object, as the files of COCO, VQA and ScienceQA are"
 
 
 def items(path: Path) -> Iterator[Any]:
@@ -37,7 +38,7 @@ def items(path: Path) -> Iterator[Any]:
 def fields(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Any]]:
     """(key, element) for the arrays among `wanted`, (key, value) for other values of that name."""
     with _opened(path) as file:
-        cursor = _Cursor(path, file)
+        cursor = _Cursor(path, file, _OBJECT)
         cursor.take("{")
         first = True
         while cursor.peek() != "}":
@@ -54,6 +55,8 @@ def fields(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Any]]:
                 value = cursor.value()
                 if key in wanted:
                     yield key, value
+        cursor.take("}")
+        cursor.expect_end()
 
 
 def opens_with(path: Path) -> str:
@@ -74,8 +77,10 @@ def _opened(path: Path) -> TextIO:
 class _Cursor:
     """A place in a file: the text around it, refilled as it moves on."""
 
-    def __init__(self, path: Path, file: TextIO) -> None:
+    def __init__(self, path: Path, file: TextIO, hint: str = _LAYOUT) -> None:
         self._path = path
+        self._hint = hint
+        """What a file of the wanted layout is."""
         self._file = file
         self._decoder = json.JSONDecoder()
         self._text = ""
@@ -102,7 +107,7 @@ class _Cursor:
     def expect_end(self) -> None:
         """Nothing may follow."""
         if self.peek():
-            raise self._broken("text after the end of the list")
+            raise self._broken("text after the end")
 
     def array(self) -> Iterator[Any]:
         """The elements of the array that begins here."""
@@ -148,7 +153,7 @@ class _Cursor:
             # A long element doubles its piece, so that it is parsed anew only a few times.
             chunk = self._file.read(max(_CHUNK, len(self._text) - self._at))
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._path} is not UTF-8 text", _LAYOUT) from error
+            raise DataError(f"{self._path} is not UTF-8 text", self._hint) from error
         except OSError as error:
             raise DataError(f"{self._path} cannot be read: {error}", "check the disk") from error
         if not chunk:
@@ -161,7 +166,7 @@ class _Cursor:
 
     def _broken(self, why: str) -> DataError:
         place = self._before + self._at
-        return DataError(f"{self._path} is not JSON: {why} (after character {place})", _LAYOUT)
+        return DataError(f"{self._path} is not JSON: {why} (after character {place})", self._hint)
 
 
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from llava_cli.errors import UsageError
 from llava_train.samples.draws import fraction
 from llava_train.samples.noun_filter import sampled
-from llava_train.samples.reading import Row, samples
+from llava_train.samples.reading import Row, samples, some
 from llava_train.samples.writing import form_of, line, writer
 
 _PART = re.compile(r"([A-Za-z0-9][\w.-]*)=([0-9.]+)")
@@ -59,7 +59,8 @@ def split(path: Path, targets: dict[str, Path], shares: dict[str, float], seed: 
             name: stack.enter_context(writer(target, form_of(target)))
             for name, target in targets.items()
         }
-        for sample in samples(path):
+        hint = "llava data validate says what is wrong with it"
+        for sample in some(samples(path), f"{path} holds no samples", hint):
             part = part_of(sample, shares, seed)
             writers[part].add(sample)
             counts[part] += 1

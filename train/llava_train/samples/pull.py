@@ -1,16 +1,21 @@
 """LLaVA's published data sets, from the Hugging Face Hub, with the terms they come under.
 
 Nothing is unpacked: archives of pictures are fetched only when asked for, and unpacked by whoever
-trusts them. Licences are those their authors state on the Hub.
+trusts them. Licences are those their authors state; what the Hub says today is shown beside.
 """
 
 from __future__ import annotations
 
-import errno
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from llava_cli.errors import LlavaError, ModelNotFound
+from llava_cli.errors import DataError, LlavaError, ModelNotFound
+from llava_cli.models.cache import checksum
+from llava_cli.models.listing import Listing, RemoteFile, list_repo
+from llava_cli.models.transfer import fetch_into
 
 
 @dataclass(frozen=True)
@@ -68,32 +73,81 @@ DATA_SETS = {
 }
 
 
-def pull(name: str, out: Path, *, with_pictures: bool, offline: bool) -> list[Path]:
-    """Fetch a data set's files into a folder; a broken download is taken up where it ended."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+@dataclass(frozen=True)
+class Plan:
+    """What a download will fetch."""
+
+    wanted: DataSet
+    listing: Listing
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return sum(file.size for file in self.files)
+
+
+def plan(name: str, *, with_pictures: bool, offline: bool) -> Plan:
+    """Ask the Hub for a data set's files and its licence; nothing is fetched."""
+    from huggingface_hub import constants
 
     wanted = DATA_SETS[name]
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelNotFound(f"{name} has to be fetched, and llava is offline", "go online once")
-    failures: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
+    listing = list_repo(wanted.repo, None, "dataset")
+    there = {file.name: file for file in listing.files}
     names = [*wanted.files, *(wanted.pictures if with_pictures else ())]
+    gone = [file for file in names if file not in there]
+    if gone:
+        raise ModelNotFound(
+            f"{wanted.repo} holds no {gone[0]} any more", "see what it holds on the Hub's own page"
+        )
+    return Plan(wanted, listing, tuple(there[file] for file in names))
+
+
+def pull(planned: Plan, out: Path, told: Callable[[RemoteFile, int], None]) -> list[Path]:
+    """Fetch what is planned; whatever ends it, the next call goes on where it stopped.
+
+    Every file is compared with the Hub's checksum before it stands under its name. Raises
+    DataError where another file of that name is there already: it is the person's.
+    """
+    repo, commit = planned.wanted.repo, planned.listing.commit
     found = []
-    for file in names:
-        try:
-            path = hf_hub_download(wanted.repo, file, repo_type="dataset", local_dir=out)
-        except failures as error:
-            raise _failed(wanted, file, error) from error
-        found.append(Path(path))
+    try:
+        missing = [file for file in planned.files if not _is_there(out, file)]
+        _check_room(out, sum(file.size for file in missing))
+        for file in planned.files:
+            if file in missing:
+                fetch_into(out, repo, commit, file, partial(told, file), "dataset")
+            else:
+                told(file, file.size)
+            found.append(out / file.name)
+    except OSError as error:
+        raise LlavaError(
+            f"{out} cannot be written: {error.strerror or error}", "name another folder with -o"
+        ) from error
     return found
 
 
-def _failed(wanted: DataSet, file: str, error: Exception) -> LlavaError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-        return LlavaError(
-            f"{file} cannot be stored: {error.strerror}", "name another folder with -o"
-        )
-    return ModelNotFound(
-        f"the Hub did not give {wanted.repo}/{file}: {' '.join(str(error).split())[:200]}",
-        "check the network; the same command goes on where this one ended",
+def _is_there(out: Path, file: RemoteFile) -> bool:
+    path = out / file.name
+    if not path.exists():
+        return False
+    if path.is_file() and path.stat().st_size == file.size:
+        if checksum(path, file.checksum) == file.checksum:
+            return True
+    raise DataError(
+        f"{path} is there already, and is not what the Hub has",
+        "move it away, or name another folder with -o",
     )
+
+
+def _check_room(out: Path, needed: int) -> None:
+    place = out
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if shutil.disk_usage(place).free < needed:
+        raise LlavaError(
+            f"{needed / 1e9:.1f} GB are to be fetched, and the disk of {place} has less room",
+            "make room, or name a folder on another disk with -o",
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,16 @@ def samples(path: Path) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise DataError(f"{path.name}[{position}] is not an object", _HINT)
         yield row
+
+
+def some(found: Iterable[Any], message: str, hint: str) -> Iterator[Any]:
+    """The rows as they are; DataError if there are none, before an empty file is put in place."""
+    empty = True
+    for row in found:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(message, hint)
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from llava_cli.errors import DataError, UsageError
 from llava_train.samples.captions import Caption, as_sample, captions
 from llava_train.samples.noun_filter import count_phrases, kept, sampled
 from llava_train.samples.phrases import chunker
-from llava_train.samples.reading import samples
+from llava_train.samples.reading import samples, some
 from llava_train.samples.writing import form_of, write_all, writer
 
 
@@ -42,6 +42,8 @@ def select(
     rows = ((position, caption) for position, caption in enumerate(captions(data)))
     chosen = kept(rows, _text, chunk, counts, cap=cap, seed=seed)
     made = (as_sample(caption, position, requests, seed) for position, caption in chosen)
+    lacking = f"no noun phrase of {data} is in {least} captions, so none is kept"
+    made = some(made, lacking, "take a lower --least")
     found = {
         "captions": counts.captions,
         "noun_phrases": counts.phrases,

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from llava_cli.errors import DataError, MissingDependency
+from llava_cli.errors import DataError, MissingDependency, UsageError
 from llava_train.samples.files import whole
 from llava_train.samples.paths import picture_path
 from llava_train.samples.reading import Form, Row
@@ -44,7 +44,7 @@ def form_of(path: Path) -> Form:
         if path.suffix.lower() == suffix and suffix:
             return form  # type: ignore[return-value]
     if path.suffix:
-        raise DataError(
+        raise UsageError(
             f"{path}: {path.suffix} is no form of data",
             "end the name with .json, .jsonl or .parquet; without a suffix it is a webdataset",
         )
