@@ -13,11 +13,11 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType, size_label
 
 from llava_cli import __version__
+from llava_cli.engines.layouts.tensors import Array, Tensor, constant, each
 from llava_cli.errors import ModelInvalid
 from llava_convert.checkpoints import Checkpoint, TextShape
 from llava_convert.gguf_file import PlannedTensor
 from llava_convert.mixtures import ModelTraits, OutType
-from llava_convert.tensors import Array, Tensor, constant, each
 from llava_convert.vocabulary import Vocabulary
 
 ROPE_TYPES = ("default", "linear", "llama3")

@@ -12,9 +12,9 @@ from llava_cli.cli.groups import Command
 from llava_cli.cli.options import common
 
 if TYPE_CHECKING:
+    from llava_cli.engines.layouts.source import Source
     from llava_convert import ConvertResult
     from llava_convert.check import Check
-    from llava_convert.source import Source
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0",
             "q3_k_m", "q2_k")  # fmt: skip
@@ -127,8 +127,8 @@ def convert(source: str, out: Path, **options: Any) -> None:
 
 def _open(source: str, options: dict[str, Any]) -> tuple[Source, str | None]:
     """The source, and what to call the result where its folder's name says nothing."""
-    from llava_convert.source import Extras
-    from llava_convert.sources import open_source
+    from llava_cli.engines.layouts.source import Extras
+    from llava_cli.engines.layouts.sources import open_source
 
     folder, label = _locate(source)
     base, tower = options["base"], options["vision_tower"]

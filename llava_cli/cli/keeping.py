@@ -76,7 +76,9 @@ def _state(choice: models.ModelChoice) -> Path:
     if model is not None and Path(model).exists():
         model = str(Path(model).absolute())
     what = (__version__, model, choice.mmproj, choice.engine, choice.device, choice.threads)
-    text = repr((*what, choice.prompt_format))
+    adapter = choice.adapter.absolute() if choice.adapter is not None else None
+    parts = (choice.quantize, adapter, choice.base, choice.vision_tower)
+    text = repr((*what, choice.prompt_format, *parts))
     name = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
     return remembering.home() / "servers" / f"{name}.json"
 
@@ -103,6 +105,10 @@ def _start(choice: models.ModelChoice, common: Common, idle_s: int, state: Path)
         ("--mmproj", choice.mmproj),
         ("--threads", choice.threads),
         ("--prompt-format", choice.prompt_format),
+        ("--quantize", choice.quantize),
+        ("--adapter", choice.adapter),
+        ("--base", choice.base),
+        ("--vision-tower", choice.vision_tower),
     ):
         command += [option, str(value)] if value is not None else []
     command += ["--offline"] if common.offline else []

@@ -42,13 +42,15 @@ def load(
     cache: DiskCache | None = None,
     image_tokens: int | None = None,
     progress: Callable[[float], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Load a model into the engine of its format.
 
     `dtype` (float32, bfloat16, float16), `quantize` (4bit, 8bit) and `adapter` (a folder with a
     LoRA adapter) are the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0), `flash_attention`,
     `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions of
-    both; `progress` hears the fraction that is loaded, where the engine knows it.
+    both; `progress` hears the fraction that is loaded, where the engine knows it; `note` hears what
+    a person should know about the model.
     """
     if engine not in ("auto", "gguf", "torch"):
         raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
@@ -66,6 +68,7 @@ def load(
             threads=threads,
             prompt_format=prompt_format,
             context=context,
+            note=note,
         )
     for value, name in ((quantize, "--quantize"), (adapter, "--adapter")):
         if value is not None:
@@ -154,14 +157,36 @@ def _gguf_class() -> type[GgufEngine]:
     return GgufEngine
 
 
-def _torch(files: ModelFiles, setup: Mapping[str, Any], **options: Any) -> Engine:
+def _torch(
+    files: ModelFiles,
+    setup: Mapping[str, Any],
+    *,
+    prompt_format: str | None,
+    note: Callable[[str], None],
+    **options: Any,
+) -> Engine:
     try:
         from llava_cli.engines.pytorch import TorchEngine
         from llava_cli.engines.pytorch_any import AnyTorchEngine
         from llava_cli.engines.pytorch_setup import Setup
+        from llava_cli.engines.pytorch_source import opened
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
         ) from error
-    kind: type[Any] = TorchEngine if files.config.get("model_type") == "llava" else AnyTorchEngine
-    return kind(files, setup=Setup(**setup), **options)
+    with opened(files, prompt_format) as model:
+        kind: type[Any] = AnyTorchEngine
+        if model.files.config.get("model_type") == "llava":
+            kind = TorchEngine
+        elif model.tensors is not None:
+            prompt_format = None  # it stands in the chat template already
+        for text in model.notes:
+            note(text)
+        engine: Engine = kind(
+            model.files,
+            setup=Setup(**setup, tensors=model.tensors),
+            prompt_format=prompt_format,
+            **options,
+        )
+    engine.files = files
+    return engine

@@ -21,7 +21,8 @@ from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.hf_vocabulary import HfVocabulary
-from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory, silent
+from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory
+from llava_cli.engines.quiet import silent
 from llava_cli.errors import LlavaError, ModelInvalid, UsageError
 from llava_cli.models.files import ModelFiles
 from llava_cli.prompts import PromptFormat
@@ -165,10 +166,10 @@ class AnyTorchEngine:
                     processor_kwargs={"padding": True},  # `write` changes it
                     **settings,
                 )
-            except ValueError as error:
-                if "char_to_token" not in str(error):
+            except (ValueError, NotImplementedError) as error:
+                if isinstance(error, ValueError) and "char_to_token" not in str(error):
                     raise
-                self._sanitises = False  # some families' processors cannot
+                self._sanitises = False  # some families' processors and tokenizers cannot
         self._refuse_special_tokens(conversations)
         return write(messages, processor_kwargs={"padding": True}, **settings)
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llava_cli.engines.layouts.pickles import read_pickle
+from llava_cli.engines.layouts.shards import open_tensors, read_header
+from llava_cli.engines.layouts.source import Source
+from llava_cli.engines.layouts.tensors import Array, Tensor, renamed, summed
 from llava_cli.errors import ModelInvalid
 from llava_cli.models.folders import read_json
-from llava_convert.canonical import PROJECTOR, TEXT, VISION, canonical, renamed
-from llava_convert.pickles import read_pickle
-from llava_convert.shards import open_tensors, read_header
-from llava_convert.source import Source
-from llava_convert.tensors import Array, Tensor, summed
+from llava_cli.models.tensor_names import PROJECTOR, TEXT, VISION, canonical
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 _REFUSED = {

@@ -8,11 +8,14 @@ memory never holds more than is asked for, and any thread may read any rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
+from llava_cli.errors import ModelInvalid
+from llava_cli.models.tensor_names import canonical
 
 Array = npt.NDArray[np.float32]
 Read = Callable[[int, int], Array]
@@ -110,3 +113,16 @@ def summed(tensor: Tensor, other: Tensor) -> Tensor:
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     return replace(tensor, shape=longer.shape, read=read)
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under llava-hf's names; two that become the same are an error."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        target = canonical(name)
+        if target in result:
+            raise ModelInvalid(
+                f"{result[target].name} and {name} are the same tensor under two names"
+            )
+        result[target] = tensor
+    return result
