@@ -130,8 +130,13 @@ def _write(plans: Sequence[Plan], out: Path, threads: int, progress: Progress | 
 
 def output_label(name: str | None, checkpoint: Checkpoint) -> str:
     """What stands in the file names."""
+    return checked_label(name, checkpoint.name)
+
+
+def checked_label(name: str | None, usual: str) -> str:
+    """The name that was asked for, if it can be one, or the usual one."""
     if name is None:
-        return checkpoint.name
+        return usual
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"{name!r} cannot be part of a file name", "give --name without slashes")
     return name

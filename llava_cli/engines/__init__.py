@@ -46,11 +46,11 @@ def load(
 ) -> Engine:
     """Load a model into the engine of its format.
 
-    `dtype` (float32, bfloat16, float16), `quantize` (4bit, 8bit) and `adapter` (a folder with a
-    LoRA adapter) are the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0), `flash_attention`,
-    `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions of
-    both; `progress` hears the fraction that is loaded, where the engine knows it; `note` hears what
-    a person should know about the model.
+    `adapter` is a LoRA: peft's folder, or for the GGUF engine also a .gguf. `dtype` (float32,
+    bfloat16, float16) and `quantize` (4bit, 8bit) are the PyTorch engine's; `kv_type` (f32, f16,
+    bf16, q8_0), `flash_attention`, `tuning`, `cache` and `image_tokens` are the GGUF engine's;
+    `context` bounds the positions of both; `progress` hears the fraction that is loaded, where the
+    engine knows it; `note` hears what a person should know about the model.
     """
     if engine not in ("auto", "gguf", "torch"):
         raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
@@ -70,12 +70,11 @@ def load(
             context=context,
             note=note,
         )
-    for value, name in ((quantize, "--quantize"), (adapter, "--adapter")):
-        if value is not None:
-            raise UsageError(
-                f"{name} is for PyTorch; {files.reference} is a GGUF model",
-                "leave it out, or use the model's safetensors with --engine torch",
-            )
+    if quantize is not None:
+        raise UsageError(
+            f"--quantize is for PyTorch; {files.reference} is a GGUF model",
+            "leave it out, or use the model's safetensors with --engine torch",
+        )
     return _gguf_class()(
         files,
         device=device,
@@ -87,6 +86,7 @@ def load(
         tuning=tuning,
         cache=cache,
         image_tokens=image_tokens,
+        adapter=adapter,
         progress=progress,
     )
 

@@ -192,6 +192,11 @@ def _check_quantize(quantize: str | None, device: str) -> None:
 
 
 def _check_adapter(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelInvalid(
+            f"{folder} is a file; the PyTorch engine takes the folder that training or peft wrote",
+            "give that folder, or a GGUF model for a .gguf adapter",
+        )
     if not (folder / "adapter_config.json").is_file():
         raise ModelNotFound(
             f"{folder} is no LoRA adapter: it has no adapter_config.json",

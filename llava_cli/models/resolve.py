@@ -163,7 +163,7 @@ def _checked_engine(files: ModelFiles, engine: str) -> ModelFiles:
         )
     if engine == "gguf" and files.format != "gguf":
         raise ModelInvalid(
-            f"{files.reference} holds no GGUF files, which the GGUF engine reads",
+            f"{files.reference} holds no GGUF files: the GGUF engine cannot read it",
             f"convert it: llava convert {files.reference} -o DIR; or use --engine torch",
         )
     return files

@@ -47,7 +47,7 @@ _NOT_TEXT = re.compile(r"mm_.*|image_.*|tune_.*|freeze_.*|use_mm_proj|vision_.*|
 
 def open_original(folder: Path, name: str, config: Mapping[str, Any], extras: Extras) -> Source:
     """The model of a folder with the original code's config.json."""
-    language = _language(config)
+    language = language_of(config)
     tensors, notes = _tensors(folder, extras)
     tower = choose_tower(config, tensors, extras.vision_tower)
     tensors = {n: t for n, t in tensors.items() if not n.startswith(VISION)} | dict(tower.tensors)
@@ -71,7 +71,7 @@ def open_original(folder: Path, name: str, config: Mapping[str, Any], extras: Ex
     )
 
 
-def _language(config: Mapping[str, Any]) -> str:
+def language_of(config: Mapping[str, Any]) -> str:
     """Which language model it is."""
     architectures = [str(a) for a in config.get("architectures") or []]
     for name in architectures:

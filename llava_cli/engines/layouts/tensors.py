@@ -126,3 +126,12 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         result[target] = tensor
     return result
+
+
+def permute(values: Array, heads: int) -> Array:
+    """Rows of q or k from transformers' order (halves) to that of llama.cpp's rope (pairs).
+
+    (heads * 2 * head_dim / 2, ...) -> the two halves of each head interleaved.
+    """
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
