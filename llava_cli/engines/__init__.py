@@ -18,8 +18,8 @@ from llava_cli.errors import LlavaError, MissingDependency, ModelInvalid, UsageE
 from llava_cli.models.files import ModelFiles
 
 if TYPE_CHECKING:
+    from llava_cli.engines.estimates import Estimate
     from llava_cli.engines.gguf.engine import GgufEngine
-    from llava_cli.engines.gguf.estimate import Estimate
     from llava_cli.engines.gguf.tune import Trial
 
 __all__ = ["Engine", "load"]
@@ -103,10 +103,13 @@ def estimate(
     kv_type: str | None = None,
     flash_attention: bool | None = None,
     tuning: Tuning | None = None,
+    quantize: str | None = None,
 ) -> Estimate:
     """What answering would take; no weights are loaded."""
     if files.format != "gguf":
-        raise UsageError("only GGUF models are estimated", "leave out --estimate")
+        return _torch_estimate(
+            files, conversation, sampling, device, quantize, prompt_format, context
+        )
     _gguf_class()
     from llava_cli.engines.gguf.estimate import estimate as reckon
     from llava_cli.engines.gguf.setup import Setup
@@ -171,9 +174,7 @@ def _torch(
         from llava_cli.engines.pytorch_setup import Setup
         from llava_cli.engines.pytorch_source import opened
     except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
-        ) from error
+        raise _no_torch(error) from error
     with opened(files, prompt_format) as model:
         kind: type[Any] = AnyTorchEngine
         if model.files.config.get("model_type") == "llava":
@@ -190,3 +191,35 @@ def _torch(
         )
     engine.files = files
     return engine
+
+
+def _torch_estimate(
+    files: ModelFiles,
+    conversation: Conversation,
+    sampling: Sampling,
+    device: str,
+    quantize: str | None,
+    prompt_format: str | None,
+    context: int | None,
+) -> Estimate:
+    try:
+        from llava_cli.engines.pytorch_estimate import estimate as reckon
+        from llava_cli.engines.pytorch_setup import Setup
+        from llava_cli.engines.pytorch_source import opened
+    except ModuleNotFoundError as error:
+        raise _no_torch(error) from error
+    with opened(files, prompt_format) as model:
+        return reckon(
+            model.files,
+            Setup(device, quantize=quantize, tensors=model.tensors),
+            conversation,
+            sampling,
+            prompt_format=prompt_format,
+            context=context,
+        )
+
+
+def _no_torch(error: ModuleNotFoundError) -> MissingDependency:
+    return MissingDependency(
+        f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
+    )

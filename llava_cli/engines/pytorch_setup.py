@@ -110,6 +110,16 @@ def choose_device(wanted: str) -> str:
 
 def choose_dtype(files: ModelFiles, setup: Setup, device: str) -> torch.dtype:
     """The numbers asked for; else float32 on a CPU where that fits, 16 bits otherwise."""
+    ways = needs(files, setup, device)
+    free = free_bytes(device)
+    for dtype, need in ways:
+        if free is None or need <= free:
+            return dtype
+    raise _too_large(files.reference, min(need for _, need in ways), free or 0, device)
+
+
+def needs(files: ModelFiles, setup: Setup, device: str) -> list[tuple[torch.dtype, float]]:
+    """The numbers that come into question, the best first, and the bytes of the weights in them."""
     if setup.dtype is not None and setup.dtype not in DTYPES:
         raise LlavaError(f"unknown dtype: {setup.dtype}", f"known: {', '.join(DTYPES)}")
     half = torch.float16
@@ -119,12 +129,7 @@ def choose_dtype(files: ModelFiles, setup: Setup, device: str) -> torch.dtype:
     if setup.dtype is not None:
         wanted = [DTYPES[setup.dtype]]
     count = weights(files.path)[0] if setup.tensors is None else parameters(setup.tensors)
-    free = free_bytes(device)
-    needs = [count * _BITS.get(setup.quantize or "", dtype.itemsize) for dtype in wanted]
-    for dtype, need in zip(wanted, needs, strict=True):
-        if free is None or need <= free:
-            return dtype
-    raise _too_large(files.reference, min(needs), free or 0, device)
+    return [(dtype, count * _BITS.get(setup.quantize or "", dtype.itemsize)) for dtype in wanted]
 
 
 def free_bytes(device: str) -> int | None:
