@@ -95,9 +95,8 @@ def _connect(state: Path) -> Engine | None:
         return None
 
 
-def _start(choice: models.ModelChoice, common: Common, idle_s: int, state: Path) -> None:
-    """Start a server of its own session; returns when it answers."""
-    key = secrets.token_urlsafe(32)
+def _command(choice: models.ModelChoice, common: Common, idle_s: int) -> list[str]:
+    """The server's command line."""
     command = [sys.executable, "-m", "llava_cli", "serve", "--port", "0", "--json"]
     command += ["--idle-exit", str(idle_s), "--engine", choice.engine, "--device", choice.device]
     for option, value in (
@@ -111,10 +110,15 @@ def _start(choice: models.ModelChoice, common: Common, idle_s: int, state: Path)
         ("--vision-tower", choice.vision_tower),
     ):
         command += [option, str(value)] if value is not None else []
-    command += ["--offline"] if common.offline else []
+    return command + (["--offline"] if common.offline else [])
+
+
+def _start(choice: models.ModelChoice, common: Common, idle_s: int, state: Path) -> None:
+    """Start a server of its own session; returns when it answers."""
+    key = secrets.token_urlsafe(32)
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            command,
+            _command(choice, common, idle_s),
             env={**os.environ, "LLAVA_API_KEY": key},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -200,6 +200,17 @@ def test_a_lora_with_its_projector_over_its_base(
     assert f"-m {folder} --base" in caught.value.hint
 
 
+def test_a_lora_folder_over_a_llava_hf_base_is_a_model(
+    model: Path, tmp_path: Path, lora_of: Callable[..., Path]
+) -> None:
+    settings = {"target_modules": r".*language_model.*\.(q_proj|k_proj|down_proj)"}
+    folder = lora_of(model, tmp_path / "lora", **settings)
+    engine = engines.load(models.resolve(str(model)), threads=1, device="cpu", adapter=folder)
+    wanted = [token.id for token in engine.generate(asked(), GREEDY)]
+    engine.close()
+    assert ids_of(folder, base=model) == wanted
+
+
 def test_a_tower_that_the_config_names_is_found_in_the_hubs_cache(
     model: Path, tower: Path, cached_tower: Path, tmp_path: Path
 ) -> None:
