@@ -84,7 +84,8 @@ def asked(text: str = "what is unusual here?") -> Conversation:
 
 def ids_of(folder: Path, **parts: Path) -> list[int | None]:
     """The tokens of a greedy answer."""
-    files = models.resolve(str(folder), **{name: str(path) for name, path in parts.items()})
+    named: dict[str, Any] = {name: str(path) for name, path in parts.items()}
+    files = models.resolve(str(folder), **named)
     engine = engines.load(files, threads=1, device="cpu")
     try:
         return [token.id for token in engine.generate(asked(), GREEDY)]
