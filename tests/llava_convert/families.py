@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family of language models and towers, in llava-hf's layout."""
+"""Tiny random checkpoints of every family of language models and towers, by transformers itself."""
 
 from __future__ import annotations
 
