@@ -192,6 +192,13 @@ def connect(choice: ModelChoice) -> Engine:
     """The server that LLAVA_SERVER names, or the one at its usual place."""
     from llava_cli.engines.server import DEFAULT_URL, ServerEngine
 
+    for name in ("adapter", "base", "vision_tower", "quantize"):
+        if getattr(choice, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} is for who loads the model, and a server has loaded its own",
+                f"give it to llava serve: llava serve -m REF {option} …",
+            )
     url = str(resolve("server").value or DEFAULT_URL)
     key = os.environ.get("LLAVA_API_KEY", "").strip() or None
     return ServerEngine(url, model=choice.model, api_key=key)

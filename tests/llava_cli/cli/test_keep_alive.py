@@ -48,6 +48,12 @@ def test_a_server_with_one_adapter_does_not_answer_for_another(hermetic: Path) -
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("option", ["--adapter", "--base", "--vision-tower"])
+def test_a_running_server_is_not_given_what_it_would_ignore(llava: InProcess, option: str) -> None:
+    ran = llava("ask", "hi", "--engine", "server", option, "x")
+    assert (ran.code, f"llava serve -m REF {option}" in ran.err) == (2, True)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
 @pytest.mark.slow
 def test_later_questions_use_it_until_it_is_ended(run: Run, picture: Path, hermetic: Path) -> None:
