@@ -87,6 +87,11 @@ _where_captions_go = section(
         show_default=True,
         help="What to do with pictures that have a caption.",
     ),
+    click.option(
+        "--strip-lead-in",
+        is_flag=True,
+        help='Take "The image shows" and its like from the beginning.',
+    ),
     click.option("--ban", multiple=True, metavar="WORDS", help="Take these out; repeatable."),
     click.option(
         "--max-words", type=click.IntRange(min=1), metavar="N", help="Cut longer captions."
@@ -188,6 +193,7 @@ def _job(paths: tuple[str, ...], options: dict[str, Any]) -> Job:
             prefix=Template(options["prefix"]),
             suffix=Template(options["suffix"]),
             trigger=options["trigger"].strip(),
+            strip_lead_in=options["strip_lead_in"],
             ban=options["ban"],
             max_words=options["max_words"],
         ),

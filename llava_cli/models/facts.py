@@ -132,6 +132,11 @@ def _file_type(number: object) -> str:
 def _hf_facts(files: ModelFiles) -> Facts:
     config = files.config
     vision, text = _part(config, "vision_config"), _part(config, "text_config")
+    kind = str(config.get("model_type", "unknown"))
+    tower = str(vision.get("model_type", "unknown"))
+    if files.format == "original":  # its language model's numbers stand at the top
+        text, tower = config, str(config.get("mm_vision_tower", "unknown"))
+        kind = str((config.get("architectures") or [kind])[0])
     parameters, dtypes = weights(files.path)
     px, patch = _number(vision, "image_size"), _number(vision, "patch_size")
     tokens = None
@@ -140,12 +145,12 @@ def _hf_facts(files: ModelFiles) -> Facts:
         tokens = (px // patch) ** 2 + int(whole)
     listed = sorted(path for path in files.path.iterdir() if path.is_file())
     return Facts(
-        format="safetensors",
-        architecture=str(config.get("model_type", "unknown")),
+        format="safetensors" if files.format == "hf" else "original LLaVA",
+        architecture=kind,
         parameters=parameters,
         quantization=dtypes.most_common(1)[0][0] if dtypes else "unknown",
         tower=Tower(
-            kind=str(vision.get("model_type", "unknown")),
+            kind=tower,
             width=_number(vision, "hidden_size"),
             layers=_number(vision, "num_hidden_layers"),
             image_px=px,
