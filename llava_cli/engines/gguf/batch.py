@@ -20,7 +20,8 @@ from itertools import islice
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Sampling, Token
-from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.gguf.context import Context, Logits
+from llava_cli.engines.gguf.layout import Cell
 from llava_cli.engines.gguf.prompt import Prompt, Reader
 from llava_cli.errors import LlavaError
 
@@ -127,6 +128,7 @@ class Batch:
         """Read a prompt up to its tail of text."""
         started = time.perf_counter()
         before = self._reader.pictures.spent
+        context.reserve(context.capacity, prompt.tiles)
         reused = self._copied_beginning(context, slot, prompt)
         end = prompt.last_picture_end
         if end > reused:

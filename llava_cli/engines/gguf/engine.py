@@ -19,12 +19,14 @@ from llava_cli.cache import DiskCache, file_identity
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Sampling, Token
+from llava_cli.engines.chat_template import prompt_form, writer_of
 from llava_cli.engines.choices import Choice
-from llava_cli.engines.formats import choose_format
 from llava_cli.engines.gguf.batch import Batch
-from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.gguf.context import Context, Logits
+from llava_cli.engines.gguf.families import FamilyEncoder
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel
+from llava_cli.engines.gguf.layout import Cell
 from llava_cli.engines.gguf.memory import slots_for
 from llava_cli.engines.gguf.pictures import Pictures
 from llava_cli.engines.gguf.prompt import Reader
@@ -33,9 +35,11 @@ from llava_cli.engines.gguf.states import States
 from llava_cli.engines.gguf.vision import ImageEncoder
 from llava_cli.engines.tokenise import flat
 from llava_cli.engines.tuning import Tuning
-from llava_cli.errors import LlavaError, ModelInvalid
+from llava_cli.errors import LlavaError, ModelInvalid, UsageError
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
+from llava_cli.models.gguf_header import read_header
+from llava_cli.models.mmproj import is_llava
 
 
 class GgufEngine:
@@ -67,10 +71,15 @@ class GgufEngine:
         started = time.perf_counter()
         self._language: LanguageModel | None = None
         self.files = files
-        self._format = choose_format(files, prompt_format)
-        self.prompt_format = self._format.name
+        form = prompt_form(files, prompt_format)
+        self.prompt_format = form.name
         if files.mmproj is None:
             raise ModelInvalid(f"{files.reference} has no mmproj", "give it with --mmproj FILE")
+        self._is_llava = is_llava(read_header(files.mmproj))
+        if image_tokens is not None and not self._is_llava:
+            raise UsageError(
+                f"the picture tokens of {files.reference} cannot be merged", "use a LLaVA for that"
+            )
         self.setup = Setup.choose(
             files,
             device=device,
@@ -93,8 +102,13 @@ class GgufEngine:
         if context is not None:
             self._language.limit = min(self._language.limit, context)
         self._context = Context(self._language, self.setup.context, self._interrupt)
+        if not self._language.can_be_cut:  # a state is kept up to a picture, not to the end
+            self._states = None
+        write = writer_of(files, form, self._language.vocabulary)
         load_s = time.perf_counter() - started
-        self._reader = Reader(self._language, self._format, self._pictures, files.reference, load_s)
+        self._reader = Reader(
+            self._language, form, write, self._pictures, files.reference, load_s
+        )
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
@@ -166,10 +180,11 @@ class GgufEngine:
             raise LlavaError("the engine was closed")
         return self._language
 
-    def _encoder(self) -> ImageEncoder:
+    def _encoder(self) -> ImageEncoder | FamilyEncoder:
         if self.files.mmproj is None:
             raise LlavaError("the engine has no mmproj")
-        return ImageEncoder(
+        kind = ImageEncoder if self._is_llava else FamilyEncoder
+        return kind(
             self.files.mmproj,
             self._text.model,
             self._interrupt,
@@ -191,7 +206,7 @@ class GgufEngine:
         spent, loading, encoded = self._pictures.spent
         prompt = reader.prompt(conversation)
         context.limit = text.limit
-        context.reserve(reader.room_for(len(prompt.cells), sampling))
+        context.reserve(reader.room_for(len(prompt.cells), sampling), prompt.tiles)
         known = context.keep(prompt.cells[:-1])  # at least one position is read, for its logits
         if self._states is not None and prompt.images:
             known = self._states.restore(context, prompt, known)

@@ -72,6 +72,10 @@ class LanguageModel:
         self.width = int(lib.llama_model_n_embd_inp(self.model))
         self.limit = max(int(lib.llama_model_n_ctx_train(self.model)), 1)
         """Positions that the model was trained to read."""
+        self.can_be_cut = not (
+            lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model)
+        )
+        """Whether the end of what it read can be forgotten without the rest."""
 
     def close(self) -> None:
         """Free the weights; a second call does nothing."""
