@@ -1,4 +1,4 @@
-"""transformers' models with the numbers of `tiny_families`' GGUF files: what is right, independently.
+"""transformers' models with the numbers of `tiny_families`' GGUF files: an independent reference.
 
 Takes the same ids (with the family's own token at each picture's places) and the picture's pixels,
 which have the tower's size, so that nobody resizes.
@@ -30,9 +30,10 @@ _GEMMA = {
     "attn_k_norm": "self_attn.k_norm",
 }  # fmt: skip
 _SIGLIP = {
-    "v.patch_embd": "embeddings.patch_embedding", "v.position_embd": "embeddings.position_embedding",
-    "v.post_ln": "post_layernorm", "ln1": "layer_norm1", "ln2": "layer_norm2",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "v.patch_embd": "embeddings.patch_embedding",
+    "v.position_embd": "embeddings.position_embedding", "v.post_ln": "post_layernorm",
+    "ln1": "layer_norm1", "ln2": "layer_norm2", "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_out": "self_attn.out_proj", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2",
 }  # fmt: skip
 _QWEN = {

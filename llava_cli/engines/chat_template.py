@@ -33,7 +33,7 @@ Write = Callable[[Conversation], Iterable[Segment]]
 _TEXT, _PICTURE, _END = "\ue0a0", "\ue0a1", "\ue0a2"
 """Stand-ins: a text's or a picture's number stands between the first and the last."""
 _WAYS = (("image", "all"), ("image", "user"), ("mark", "all"), ("mark", "user"), ("mark", "none"))
-"""How pictures are told (as parts of type image, or as text), and whose turns are lists of parts."""
+"""How pictures are told (as parts of type image, or as text), whose turns are lists of parts."""
 
 
 class TemplateVocabulary(Protocol):

@@ -64,6 +64,7 @@ def check_encoder(header: GGUFHeader) -> None:
     """Refuse what would crash llama.cpp or be read wrongly by it."""
     _check_kind(header)
     if not is_llava(header):
+        _check_family(header)
         return
     numbers = _numbers(header)
     layers = _layers_run(header, numbers["block_count"])
@@ -125,21 +126,29 @@ def _check_kind(header: GGUFHeader) -> None:
         )
 
 
+def _check_family(header: GGUFHeader) -> None:
+    """What would end llama.cpp's process; the rest it finds itself."""
+    for key in ("image_size", "patch_size"):
+        _number(header, key, 1)
+    name, _ = _LAST.get(projector_of(header), ("", 0))
+    if name and name not in header.tensors:
+        raise ModelInvalid(f"{header.path} is not complete: it lacks {name}", _AGAIN)
+
+
 def _numbers(header: GGUFHeader) -> dict[str, int]:
     """The tower's numbers, all of which llama.cpp divides or counts by."""
-    numbers: dict[str, int] = {}
-    for key in _NUMBERS:
-        value = header.metadata.get(f"clip.vision.{key}")
-        lowest = 0 if key == "block_count" else 1
-        if not isinstance(value, int) or not lowest <= value < 1 << 24:
-            raise ModelInvalid(
-                f"{header.path} gives no usable clip.vision.{key}: {value!r}", _AGAIN
-            )
-        numbers[key] = value
+    numbers = {key: _number(header, key, 0 if key == "block_count" else 1) for key in _NUMBERS}
     heads, width = numbers["attention.head_count"], numbers["embedding_length"]
     if width % heads or numbers["image_size"] < numbers["patch_size"]:
         raise ModelInvalid(f"{header.path} is damaged: its numbers do not fit together", _AGAIN)
     return numbers
+
+
+def _number(header: GGUFHeader, key: str, lowest: int) -> int:
+    value = header.metadata.get(f"clip.vision.{key}")
+    if not isinstance(value, int) or not lowest <= value < 1 << 24:
+        raise ModelInvalid(f"{header.path} gives no usable clip.vision.{key}: {value!r}", _AGAIN)
+    return value
 
 
 def _layers_run(header: GGUFHeader, blocks: int) -> int:

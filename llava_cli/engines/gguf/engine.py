@@ -106,9 +106,7 @@ class GgufEngine:
             self._states = None
         write = writer_of(files, form, self._language.vocabulary)
         load_s = time.perf_counter() - started
-        self._reader = Reader(
-            self._language, form, write, self._pictures, files.reference, load_s
-        )
+        self._reader = Reader(self._language, form, write, self._pictures, files.reference, load_s)
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Iterator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""

@@ -40,7 +40,9 @@ _F32, _I32 = 0, 26
 class GraphGuard:
     """The callback and what it saw of the last picture."""
 
-    def __init__(self, interrupt: Interrupt, *, has_class: bool, erf_layers: int | None = 0) -> None:
+    def __init__(
+        self, interrupt: Interrupt, *, has_class: bool, erf_layers: int | None = 0
+    ) -> None:
         """`erf_layers`: how many layers of the tower have a GELU that must be the erf form.
 
         None leaves all activations as they are.

@@ -43,8 +43,12 @@ class LanguageModel:
         progress: Callable[[float], None] = lambda _: None,
         *,
         vocabulary_only: bool = False,
+        no_weights: bool = False,
     ) -> None:
-        """`progress` hears the fraction that is loaded, now and then."""
+        """`progress` hears the fraction that is loaded, now and then.
+
+        `no_weights`: know all about the model, but leave its weights where they are.
+        """
         binding.start()
         watcher = LoadWatch(interrupt, progress)
         parameters = lib.llama_model_default_params()
@@ -53,6 +57,7 @@ class LanguageModel:
         parameters.use_extra_bufts = settings.repack
         parameters.load_mode = _load_mode(settings)
         parameters.vocab_only = vocabulary_only
+        parameters.no_alloc = no_weights
         parameters.progress_callback = watcher.callback
         binding.forget_errors()
         self.model: Any = None
