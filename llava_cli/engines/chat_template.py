@@ -115,13 +115,12 @@ class ChatTemplate:
         if not _holds(parts, names, pictured):
             return None
         real = self._run(_turns(conversation, said), pictures, lists, goes_on)
-        for texts in (said, [text.strip() for text in said]):
-            by_name = dict(zip(names, texts, strict=True))
-            if _joined(parts, by_name, mark) == real:
-                if goes_on:
-                    del parts[parts.index(names[-1]) + 1 :]
-                return list(self._marked(parts, by_name))
-        return self._changed(conversation, real, mark)
+        by_name = _followed(parts, dict(zip(names, said, strict=True)), mark, real)
+        if by_name is None:
+            return self._changed(conversation, real, mark)
+        if goes_on:
+            del parts[parts.index(names[-1]) + 1 :]
+        return list(self._marked(parts, by_name))
 
     def _changed(
         self, conversation: Conversation, real: str, mark: str | None
@@ -152,13 +151,17 @@ class ChatTemplate:
             }
             for role, parts in turns
         ]
-        return run(
+        shown = run(
             self._template,
             messages,
             add_generation_prompt=not goes_on,
             bos_token=begin,
             eos_token=end,
         )
+        lists_shown = [m for m in messages if isinstance(m["content"], list)]
+        if any(str(message["content"]) in shown for message in lists_shown):
+            raise ValueError("it knows no parts of a message")
+        return shown
 
     def _mark(self, lists: str) -> str | None:
         """What the template writes for a picture: what a second one adds to the prompt."""
@@ -245,11 +248,24 @@ def _holds(parts: _Parts, names: Sequence[str], pictures: int) -> bool:
     )
 
 
-def _joined(parts: _Parts, by_name: Mapping[str, str], mark: str | None) -> str:
-    """The prompt as the template writes it with these texts."""
-    return "".join(
-        by_name.get(part, part)
-        if isinstance(part, str)
-        else (mark if mark is not None else f"{_PICTURE}{part}{_END}")
-        for part in parts
-    )
+def _followed(
+    parts: _Parts, by_name: Mapping[str, str], mark: str | None, real: str
+) -> dict[str, str] | None:
+    """The texts as the template wrote them, some stripped; None where it changed more than that."""
+    place = 0
+    found: dict[str, str] = {}
+    for part in parts:
+        if isinstance(part, int):
+            ways = [f"{_PICTURE}{part}{_END}" if mark is None else mark]
+        elif part in by_name:
+            text = by_name[part]
+            ways = [text, text.rstrip(), text.lstrip(), text.strip()]
+        else:
+            ways = [part]
+        written = next((way for way in ways if real.startswith(way, place)), None)
+        if written is None:
+            return None
+        place += len(written)
+        if isinstance(part, str) and part in by_name:
+            found[part] = written
+    return found if place == len(real) else None

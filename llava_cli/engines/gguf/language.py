@@ -55,9 +55,9 @@ class LanguageModel:
         parameters.n_gpu_layers = settings.gpu_layers
         parameters.main_gpu = settings.gpu
         parameters.use_extra_bufts = settings.repack
-        parameters.load_mode = _load_mode(settings)
+        parameters.load_mode = _LOAD_NONE if no_weights else _load_mode(settings)
         parameters.vocab_only = vocabulary_only
-        parameters.no_alloc = no_weights
+        parameters.no_alloc = no_weights  # which llama.cpp only does where it maps nothing
         parameters.progress_callback = watcher.callback
         binding.forget_errors()
         self.model: Any = None

@@ -107,6 +107,22 @@ def test_a_template_that_strips_its_texts_is_followed() -> None:
     assert shown(stripping, asking(PICTURE, "  what? ")) == "<|user|>[]what?<|end|>\n<|assistant|>"
 
 
+def test_texts_may_be_stripped_in_one_role_only() -> None:
+    some = PARTS.replace(
+        "{{ p['text'] }}",
+        "{{ p['text'] | trim if m['role'] == 'user' else p['text'] }}",
+    )
+    conversation = Conversation().add("system", " short ").add("user", " what? ")
+    assert shown(some, conversation) == (
+        "<|system|> short <|end|>\n<|user|>what?<|end|>\n<|assistant|>"
+    )
+
+
+def test_a_template_that_would_print_lists_gets_strings() -> None:
+    printing = STRINGS.replace("m['content'] + '<|end|>'", "m['content'] }}{{ '<|end|>'")
+    assert shown(printing, asking(PICTURE, "what?")) == ("<|user|>[]what?<|end|>\n<|assistant|>")
+
+
 def test_a_template_that_changes_texts_is_followed_while_that_is_safe() -> None:
     loud = PARTS.replace("{{ p['text'] }}", "{{ p['text'] | upper }}").replace("PIC", "<|i|>")
     assert shown(loud, asking(PICTURE, "what?")) == "<|user|>[]WHAT?<|end|>\n<|assistant|>"

@@ -7,7 +7,10 @@ Two references that know nothing of our loop: transformers with the same numbers
 from __future__ import annotations
 
 import ctypes
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from llava_cli import models
+from llava_cli import engines, models
 from llava_cli.cache import Costs, DiskCache
 from llava_cli.conversation import Conversation
 from llava_cli.engines.base import Sampling, Stats
@@ -322,6 +325,48 @@ def test_what_a_template_refuses_is_said(load: Load) -> None:
     assert load("qwen2vl").prompt_ids(conversation)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_estimate_knows_the_tokens(load: Load, folder: Callable[[str], Path], name: str) -> None:
+    conversation = asking("see", tiny.picture(150, 70), "what is this?")
+    found = engines.estimate(models.resolve(str(folder(name))), conversation, Sampling())
+    _, stats = answered(load(name), conversation, 1)
+    counts = (found.prompt_tokens, found.image_tokens)
+    assert counts == (stats.prompt_tokens, stats.image_tokens)
+
+
 def test_picture_tokens_of_other_families_are_not_merged(load: Load) -> None:
     with pytest.raises(UsageError, match="cannot be merged"):
         load("qwen2vl", image_tokens=4)
+
+
+# ---- the commands
+
+
+def llava(*arguments: str | Path, stdin: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "llava_cli", *map(str, arguments), "--max-tokens", "6"],
+        input=stdin.encode(),
+        capture_output=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def test_ask_chat_and_caption_take_other_families(
+    folder: Callable[[str], Path], load: Load, tmp_path: Path
+) -> None:
+    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
+    for seed, path in enumerate(pictures):
+        tiny.picture(90 + 30 * seed, 60, seed=seed).save(path)
+    model = folder("qwen2vl")
+    told = json.loads(llava("ask", "-m", model, pictures[0], "what?", "--json"))
+    tokens, stats = answered(load("qwen2vl"), asking(tiny.picture(90, 60), "what?"), 6)
+    assert told["prompt_format"] == "chat_template" and told["images"][0]["tokens"] > 0
+    assert told["usage"]["completion_tokens"] == len(tokens)
+    assert told["usage"]["image_tokens"] == stats.image_tokens
+    said = llava("chat", "-m", folder("gemma3"), pictures[0], stdin="what is it?\nwhy?\n")
+    assert said.strip()
+    llava("caption", "-m", folder("smolvlm"), *pictures)
+    assert all(path.with_suffix(".txt").exists() for path in pictures)
