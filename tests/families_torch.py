@@ -17,7 +17,7 @@ from gguf import GGUFReader
 
 from tests import tiny_families as tiny
 
-IMAGE = tiny.CONTROLS.index("<image>")
+IMAGE, BREAK = tiny.CONTROLS.index("<image>"), tiny.CONTROLS.index("[IMG_BREAK]")
 _TEXT = {
     "token_embd": "embed_tokens", "output_norm": "norm", "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
@@ -40,6 +40,12 @@ _QWEN = {
     "v.post_ln": "merger.ln_q", "mm.0": "merger.mlp.0", "mm.2": "merger.mlp.2", "ln1": "norm1",
     "ln2": "norm2", "attn_out": "attn.proj", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2",
 }  # fmt: skip
+_PIXTRAL = {
+    "v.patch_embd": "patch_conv", "v.pre_ln": "ln_pre", "ln1": "attention_norm", "ln2": "ffn_norm",
+    "attn_q": "attention.q_proj", "attn_k": "attention.k_proj", "attn_v": "attention.v_proj",
+    "attn_out": "attention.o_proj", "ffn_gate": "feed_forward.gate_proj",
+    "ffn_up": "feed_forward.up_proj", "ffn_down": "feed_forward.down_proj",
+}  # fmt: skip
 
 
 class Reference:
@@ -49,7 +55,8 @@ class Reference:
         self.name = name
         text = _tensors(folder / f"{name}.gguf")
         tower = _tensors(folder / f"mmproj-{name}.gguf")
-        make = {"smolvlm": _smolvlm, "gemma3": _gemma3, "qwen2vl": _qwen2vl}[name]
+        makers = {"smolvlm": _smolvlm, "gemma3": _gemma3, "qwen2vl": _qwen2vl, "pixtral": _pixtral}
+        make = makers[name]
         self._model, weights = make(text, tower)
         weights["lm_head.weight"] = text["output.weight"]
         missing, unknown = self._model.load_state_dict(weights, strict=False)
@@ -61,6 +68,10 @@ class Reference:
     ) -> tuple[list[int], Any]:
         """Greedy ids behind a prompt, and the first logits; None stands where a picture is."""
         full = [IMAGE if token is None else token for token in ids]
+        if self.name == "pixtral":  # behind each row of patches but the last
+            first, row = full.index(IMAGE), pixels.shape[1] // 8 + 1
+            for place in range(first + row - 1, first + full.count(IMAGE), row):
+                full[place] = BREAK
         given = self._inputs(full, pixels)
         with torch.no_grad():
             first = self._model(**given).logits[0, -1].numpy()
@@ -78,6 +89,9 @@ class Reference:
             given["pixel_values"] = normal.expand(1, 2, *normal.shape)
         elif self.name == "gemma3":
             given |= {"pixel_values": normal[None], "token_type_ids": is_image}
+        elif self.name == "pixtral":
+            sizes = torch.tensor([list(normal.shape[1:])])
+            given |= {"pixel_values": normal[None], "image_sizes": sizes}
         else:
             rows, columns = (side // 14 for side in normal.shape[1:])
             blocks = normal.reshape(3, rows // 2, 2, 14, columns // 2, 2, 14)
@@ -113,12 +127,8 @@ def _smolvlm(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, di
         text_config={"model_type": "llama", **_sizes(len(text["output.weight"]))},
         image_token_id=IMAGE, scale_factor=2, tie_word_embeddings=False, pad_token_id=0,
     )  # fmt: skip
-    weights = _renamed(text, "model.text_model", _TEXT)
-    for name in weights:
-        if "q_proj" in name or "k_proj" in name:  # llama.cpp's rope turns neighbours, not halves
-            pairs = weights[name].reshape(tiny.HEADS, tiny.HEAD // 2, 2, -1)
-            weights[name] = pairs.transpose(1, 2).reshape(weights[name].shape)
-    weights |= _renamed(tower, "model.vision_model", _SIGLIP)
+    weights = _halves(_renamed(text, "model.text_model", _TEXT))
+    weights |= _renamed(tower, "model.vision_model", _SIGLIP, "encoder.layers")
     weights["model.connector.modality_projection.proj.weight"] = tower["mm.model.fc.weight"]
     return Idefics3ForConditionalGeneration(config).eval(), weights
 
@@ -138,7 +148,7 @@ def _gemma3(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, dic
     )  # fmt: skip
     weights = _renamed(text, "model.language_model", _TEXT | _GEMMA)
     weights = {name: v - 1.0 if "norm" in name else v for name, v in weights.items()}
-    weights |= _renamed(tower, "model.vision_tower", _SIGLIP)
+    weights |= _renamed(tower, "model.vision_tower", _SIGLIP, "encoder.layers")
     projector = "model.multi_modal_projector"
     weights[f"{projector}.mm_input_projection_weight"] = tower["mm.input_projection.weight"]
     weights[f"{projector}.mm_soft_emb_norm.weight"] = tower["mm.soft_emb_norm.weight"] - 1.0
@@ -159,7 +169,7 @@ def _qwen2vl(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, di
         tie_word_embeddings=False, image_token_id=IMAGE,
     )  # fmt: skip
     weights = _renamed(text, "model.language_model", _TEXT)
-    weights |= _renamed(tower, "model.visual", _QWEN)
+    weights |= _renamed(tower, "model.visual", _QWEN, "blocks")
     both = [tower["v.patch_embd.weight"], tower["v.patch_embd.weight.1"]]
     weights["model.visual.patch_embed.proj.weight"] = torch.stack(both, dim=2)
     for layer in range(tiny.TOWER_LAYERS):
@@ -169,6 +179,42 @@ def _qwen2vl(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, di
     return Qwen2VLForConditionalGeneration(config).eval(), weights
 
 
+def _pixtral(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from transformers import (
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        PixtralVisionConfig,
+    )
+
+    config = LlavaConfig(
+        vision_config=PixtralVisionConfig(
+            hidden_size=tiny.TOWER, intermediate_size=tiny.TOWER_FFN, num_attention_heads=2,
+            num_hidden_layers=tiny.TOWER_LAYERS, image_size=64, patch_size=8, head_dim=32,
+            hidden_act="silu",
+        ),
+        text_config=LlamaConfig(**_sizes(len(text["output.weight"]))),
+        image_token_index=IMAGE, vision_feature_layer=-1, vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    weights = _halves(_renamed(text, "model.language_model", _TEXT))
+    weights |= _halves(_renamed(tower, "model.vision_tower", _PIXTRAL, "transformer.layers"))
+    for number in (1, 2):
+        for kind in ("weight", "bias"):
+            name = f"model.multi_modal_projector.linear_{number}.{kind}"
+            weights[name] = tower[f"mm.{number}.{kind}"]
+    return LlavaForConditionalGeneration(config).eval(), weights
+
+
+def _halves(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Queries and keys for a rope that turns halves; llama.cpp's turns neighbours."""
+    for name, values in weights.items():
+        if "q_proj" in name or "k_proj" in name:
+            pairs = values.reshape(tiny.HEADS, tiny.HEAD // 2, 2, -1)
+            weights[name] = pairs.transpose(1, 2).reshape(values.shape)
+    return weights
+
+
 def _tensors(path: Path) -> dict[str, Any]:
     return {
         tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in GGUFReader(path).tensors
@@ -176,11 +222,9 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _renamed(
-    tensors: Mapping[str, Any], prefix: str, names: Mapping[str, str]
+    tensors: Mapping[str, Any], prefix: str, names: Mapping[str, str], layers: str = "layers"
 ) -> dict[str, torch.Tensor]:
     """transformers' names, for those tensors that `names` knows."""
-    layers = {"model.vision_model": "encoder.layers", "model.vision_tower": "encoder.layers",
-              "model.visual": "blocks"}.get(prefix, "layers")  # fmt: skip
     found = {}
     for name, values in tensors.items():
         inner, _, kind = name.rpartition(".")

@@ -1,7 +1,8 @@
 """Tiny random GGUF models of families that are no LLaVA, written tensor by tensor.
 
-SmolVLM (SigLIP, pixel shuffle, tiles), Gemma 3 (rows of a picture see each other) and Qwen2-VL
-(M-RoPE). Text: hidden 64, FFN 96, 2 layers, 2 heads of 32. Neither torch nor a converter is needed;
+SmolVLM (SigLIP, pixel shuffle, tiles), Gemma 3 (rows of a picture see each other), Qwen2-VL
+(M-RoPE) and Pixtral (rotary tower, a break behind each row of patches). Text: hidden 64, FFN 96,
+2 layers, 2 heads of 32. Neither torch nor a converter is needed;
 `tests/families_torch.py` puts the same numbers into transformers' models.
 """
 
@@ -23,6 +24,7 @@ CONTROLS = (
     "<unk>", "<s>", "</s>", "<image>", "<start_of_image>", "<end_of_image>", "<start_of_turn>",
     "<end_of_turn>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>",
     "<|vision_end|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
+    "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]",
 )  # fmt: skip
 MERGES = ("t h", "Ċ Ċ", "Ġ t")
 _NORMAL, _CONTROL = 1, 3
@@ -73,6 +75,14 @@ FAMILIES = {
         _chat("<|im_start|>", "<|im_end|>", "<|vision_start|><|image_pad|><|vision_end|>"),
         (112, 84), 14, 560, {}, {"rope.dimension_sections": [4, 6, 6, 0]},
     ),
+    "pixtral": Family(
+        "llama", "pixtral",
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "{{ m['content'] + eos_token }}{% elif m['role'] == 'user' %}[INST]"
+        "{% for p in m['content'] %}{% if p['type'] == 'image' %}[IMG]{% else %}{{ p['text'] }}"
+        "{% endif %}{% endfor %}[/INST]{% endif %}{% endfor %}",
+        (48, 32), 8, 64, add_bos=True,
+    ),
 }  # fmt: skip
 
 
@@ -81,8 +91,12 @@ def build(folder: Path, name: str, *, seed: int = 0, gain: float = 4.0) -> Path:
     family = FAMILIES[name]
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    _text(family, text_tensors(family, rng, gain), folder / f"{name}.gguf")
-    _mmproj(family, tower_tensors(family, rng), folder / f"mmproj-{name}.gguf")
+    text, tower = text_tensors(family, rng, gain), tower_tensors(family, rng)
+    if name == "pixtral":
+        row = text["token_embd.weight"][CONTROLS.index("[IMG_BREAK]")]
+        tower["v.token_embd.img_break"] = row
+    _text(family, text, folder / f"{name}.gguf")
+    _mmproj(family, tower, folder / f"mmproj-{name}.gguf")
     return folder
 
 
@@ -121,6 +135,8 @@ def text_tensors(family: Family, rng: np.random.Generator, gain: float) -> dict[
 
 def tower_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array]:
     """The tensors of tower and projector."""
+    if family.projector == "pixtral":
+        return pixtral_tensors(family, rng)
     qwen, patch = family.projector == "qwen2vl_merger", family.patch
     tensors = {"v.patch_embd.weight": _normal(rng, (TOWER, 3, patch, patch), 0.7 / patch)}
     if qwen:
@@ -150,6 +166,28 @@ def tower_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array]:
         tensors["mm.soft_emb_norm.weight"] = _around_one(rng, TOWER)
     else:
         tensors["mm.model.fc.weight"] = _matrix(rng, HIDDEN, 4 * TOWER)
+    return tensors
+
+
+def pixtral_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array]:
+    """Pixtral's: gated feed-forward parts, norms without bias, no learned positions."""
+    tensors = {
+        "v.patch_embd.weight": _normal(rng, (TOWER, 3, family.patch, family.patch), 0.1),
+        "v.pre_ln.weight": _around_one(rng, TOWER),
+        "mm.1.weight": _matrix(rng, HIDDEN, TOWER),
+        "mm.1.bias": _normal(rng, (HIDDEN,), 0.1),
+        "mm.2.weight": _matrix(rng, HIDDEN, HIDDEN),
+        "mm.2.bias": _normal(rng, (HIDDEN,), 0.1),
+    }
+    for layer in range(TOWER_LAYERS):
+        block = f"v.blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            tensors[f"{block}.{name}.weight"] = _matrix(rng, TOWER, TOWER)
+        for name in ("ffn_gate", "ffn_up"):
+            tensors[f"{block}.{name}.weight"] = _matrix(rng, TOWER_FFN, TOWER)
+        tensors[f"{block}.ffn_down.weight"] = _matrix(rng, TOWER, TOWER_FFN)
+        for name in ("ln1", "ln2"):
+            tensors[f"{block}.{name}.weight"] = _around_one(rng, TOWER)
     return tensors
 
 
@@ -190,8 +228,8 @@ def _mmproj(family: Family, tensors: Mapping[str, Array], path: Path) -> None:
     writer.add_file_type(0)
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_string("clip.projector_type", family.projector)
-    if family.projector != "qwen2vl_merger":
-        writer.add_bool("clip.use_gelu", True)
+    if family.projector != "qwen2vl_merger":  # whose activation is llama.cpp's default
+        writer.add_bool(f"clip.use_{'silu' if family.projector == 'pixtral' else 'gelu'}", True)
     numbers = {"image_size": family.side, "patch_size": family.patch, "embedding_length": TOWER,
                "feed_forward_length": TOWER_FFN, "block_count": TOWER_LAYERS,
                "attention.head_count": 2, "projection_dim": HIDDEN, **family.vision}  # fmt: skip

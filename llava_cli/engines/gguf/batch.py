@@ -99,7 +99,7 @@ class Batch:
             index = self._waiting[0]
             prompt = self._prompt(index)
             room = self._reader.room_for(len(prompt.cells), self._sampling)
-            context = self._room(room)
+            context = self._room(room, prompt)
             if context is None:  # everything is taken, or too narrow while others are at work
                 return
             free = next(s for s in range(len(context.cells)) if s not in self._active)
@@ -107,7 +107,7 @@ class Batch:
             self._prompts.pop(index)
             self._active[free] = self._begin(context, free, index, prompt)
 
-    def _room(self, positions: int) -> Context | None:
+    def _room(self, positions: int, prompt: Prompt) -> Context | None:
         """The context with a free slot of so many positions; None where one must be waited for."""
         context = self._context
         if context is not None and positions <= context.capacity:
@@ -121,7 +121,7 @@ class Batch:
         positions = max(positions, *ahead)
         slots = max(1, min(len(self._waiting), MOST_SLOTS, self._slots_for(positions)))
         self._context = self._make_context(slots)
-        self._context.reserve(positions)
+        self._context.reserve(positions, prompt.tiles)
         return self._context
 
     def _begin(self, context: Context, slot: int, index: int, prompt: Prompt) -> _Slot:

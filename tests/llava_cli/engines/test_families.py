@@ -1,4 +1,4 @@
-"""GGUF models of other families: SmolVLM (tiles), Gemma 3 (rows see each other), Qwen2-VL (M-RoPE).
+"""GGUF models of other families: SmolVLM, Gemma 3, Qwen2-VL and Pixtral.
 
 Two references that know nothing of our loop: transformers with the same numbers, and mtmd's own
 `mtmd_helper_eval_chunks`.
@@ -161,8 +161,23 @@ def mtmd_route(folder: Path, name: str, text: str, pictures: list[Any], n: int) 
     return found
 
 
+def written(name: str, turns: Sequence[tuple[str, str]]) -> str:
+    """What a family's template writes, ending where the assistant is to speak."""
+    if name == "pixtral":
+        return "".join(
+            f"[INST]{text}[/INST]" if who == "user" else f"{text}</s>" for who, text in turns
+        )
+    start, end = OPEN[name], CLOSE[name] + "\n"
+    return "".join(f"{start}{who}\n{text}{end}" for who, text in turns) + f"{start}assistant\n"
+
+
 OPEN = {"smolvlm": "<|im_start|>", "gemma3": "<start_of_turn>", "qwen2vl": "<|im_start|>"}
-CLOSE = {"smolvlm": "<end_of_utterance>", "gemma3": "<end_of_turn>", "qwen2vl": "<|im_end|>"}
+CLOSE = {
+    "smolvlm": "<end_of_utterance>",
+    "gemma3": "<end_of_turn>",
+    "qwen2vl": "<|im_end|>",
+    "pixtral": "[/INST]",
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,11 +190,12 @@ def test_the_same_tokens_as_mtmds_own_loop(
     )
     conversation = asking("first", wide, tall, "what?").add("assistant", "two things")
     conversation = conversation.add("user", Image.from_pil(small), "and the third?")
-    start, end, media = OPEN[name], CLOSE[name] + "\n", "<__media__>"
-    text = (
-        f"{start}user\nfirst{media}{media}what?{end}{start}assistant\ntwo things{end}"
-        f"{start}user\n{media}and the third?{end}{start}assistant\n"
-    )
+    turns = [
+        ("user", "first<__media__><__media__>what?"),
+        ("assistant", "two things"),
+        ("user", "<__media__>and the third?"),
+    ]
+    text = written(name, turns)
     wanted = mtmd_route(folder(name), name, text, [wide, tall, small], 24)
     found, stats = answered(load(name), conversation, 24)
     assert found == wanted and len(found) > 2
