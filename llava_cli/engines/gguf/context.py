@@ -326,13 +326,16 @@ class Context:
             self._interrupt.clear()
             memory = lib.llama_get_memory(self._context)
             for sequence, place in places.items():
-                lib.llama_memory_seq_rm(memory, sequence, place, -1)
+                if not lib.llama_memory_seq_rm(memory, sequence, place, -1):
+                    raise LlavaError("the reading was interrupted", "ask again")
 
     def _restore(self, lengths: dict[int, int]) -> None:
         memory = lib.llama_get_memory(self._context)
         for sequence, length in lengths.items():
             self._forgotten(sequence, length)
-            lib.llama_memory_seq_rm(memory, sequence, self._next[sequence], -1)
+            if not lib.llama_memory_seq_rm(memory, sequence, self._next[sequence], -1):
+                self._forgotten(sequence, 0)  # a model that cannot be cut begins anew
+                lib.llama_memory_seq_rm(memory, sequence, 0, -1)
 
     def _logits(self, place: int) -> Logits:
         logits = lib.llama_get_logits_ith(self._context, place)
