@@ -35,7 +35,7 @@ from llava_cli.engines.gguf.states import States
 from llava_cli.engines.gguf.vision import ImageEncoder
 from llava_cli.engines.tokenise import flat
 from llava_cli.engines.tuning import Tuning
-from llava_cli.errors import LlavaError, ModelInvalid, UsageError
+from llava_cli.errors import LlavaError, ModelInvalid
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.gguf_header import read_header
@@ -65,8 +65,8 @@ class GgufEngine:
         """Load; `kv_type` and `flash_attention` default to exactness for float32 models.
 
         `cache` keeps pictures and what was read up to them for later runs; `image_tokens` bounds
-        the tokens of one picture, whose features are merged down to so many; `progress` hears the
-        fraction of the weights that is loaded.
+        the tokens of one picture (a LLaVA's are merged, other families see a smaller picture);
+        `progress` hears the fraction of the weights that is loaded.
         """
         started = time.perf_counter()
         self._language: LanguageModel | None = None
@@ -75,11 +75,7 @@ class GgufEngine:
         self.prompt_format = form.name
         if files.mmproj is None:
             raise ModelInvalid(f"{files.reference} has no mmproj", "give it with --mmproj FILE")
-        self._is_llava = is_llava(read_header(files.mmproj))
-        if image_tokens is not None and not self._is_llava:
-            raise UsageError(
-                f"the picture tokens of {files.reference} cannot be merged", "use a LLaVA for that"
-            )
+        self._most = image_tokens
         self.setup = Setup.choose(
             files,
             device=device,
@@ -181,15 +177,16 @@ class GgufEngine:
     def _encoder(self) -> ImageEncoder | FamilyEncoder:
         if self.files.mmproj is None:
             raise LlavaError("the engine has no mmproj")
-        kind = ImageEncoder if self._is_llava else FamilyEncoder
-        return kind(
-            self.files.mmproj,
-            self._text.model,
-            self._interrupt,
-            threads=self.setup.context.threads,
-            use_gpu=self.setup.context.use_gpu,
-            width=self._text.width,
-        )
+        model, context = self._text, self.setup.context
+        settings: dict[str, Any] = {
+            "threads": context.threads,
+            "use_gpu": context.use_gpu,
+            "width": model.width,
+        }
+        if is_llava(read_header(self.files.mmproj)):
+            return ImageEncoder(self.files.mmproj, model.model, self._interrupt, **settings)
+        settings["most"] = self._most
+        return FamilyEncoder(self.files.mmproj, model.model, self._interrupt, **settings)
 
     def _read(
         self, conversation: Conversation, sampling: Sampling

@@ -21,7 +21,7 @@ from llava_cli.engines.gguf.guard import GraphGuard
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.layout import Part, Places, Tile
 from llava_cli.engines.gguf.vision import REPORT, Rows, encoded, opened
-from llava_cli.errors import LlavaError
+from llava_cli.errors import LlavaError, UsageError
 from llava_cli.models.gguf_header import read_header
 from llava_cli.models.mmproj import LLAVA_GRAPHS, projector_of
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _TEXT, _IMAGE = 0, 1
 """Kinds of mtmd's chunks."""
+_HALVINGS = 12
+"""Steps towards the largest picture that is small enough."""
 
 
 class FamilyEncoder:
@@ -44,9 +46,14 @@ class FamilyEncoder:
         threads: int,
         use_gpu: bool,
         width: int,
+        most: int | None = None,
     ) -> None:
-        """`model` is llama.cpp's text model, `width` that of its input D."""
+        """`model` is llama.cpp's text model, `width` that of its input D.
+
+        `most`: tokens of one picture at most; a larger picture is made smaller before it is read.
+        """
         header = read_header(path)
+        self._name, self._most = path.name, most
         self.width = width
         self._interrupt = interrupt or Interrupt()
         has_class = projector_of(header) in LLAVA_GRAPHS and "v.class_embd" in header.tensors
@@ -58,13 +65,15 @@ class FamilyEncoder:
 
     def layout(self, width: int, height: int) -> tuple[Part, ...]:
         """What stands in the prompt for a picture of so many pixels."""
-        with self._chunks(width, height, None) as chunks:
+        with self._chunks(*self._fitted(width, height), None) as chunks:
             return tuple(self._part(chunk) for chunk in chunks)
 
     def features(self, picture: PILImage) -> Rows:
         """An upright RGB picture's rows, those of all its tiles one behind the other: (N, D)."""
+        width, height = self._fitted(*picture.size)
+        if (width, height) != picture.size:
+            picture = picture.resize((width, height))  # bicubic
         pixels = np.ascontiguousarray(np.asarray(picture, np.uint8))
-        height, width, _ = pixels.shape
         rows = []
         with self._chunks(width, height, pixels) as chunks:
             for chunk in chunks:
@@ -74,6 +83,32 @@ class FamilyEncoder:
                         encoded(self._context, chunk, self._interrupt, self._guard, self.width)
                     )
         return np.concatenate(rows)
+
+    def _fitted(self, width: int, height: int) -> tuple[int, int]:
+        """The size, or the largest one like it whose tokens are few enough."""
+        most = self._most
+        if most is None or self._count(width, height) <= most:
+            return width, height
+        found: tuple[int, int] | None = None
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            size = max(1, round(width * middle)), max(1, round(height * middle))
+            if self._count(*size) <= most:
+                low, found = middle, size
+            else:
+                high = middle
+        if found is None:
+            raise UsageError(
+                f"{self._name} reads no picture in {most} tokens", "ask for more --image-tokens"
+            )
+        return found
+
+    def _count(self, width: int, height: int) -> int:
+        """Tokens of a picture of so many pixels."""
+        with self._chunks(width, height, None) as chunks:
+            kinds = [(mtmd.mtmd_input_chunk_get_type(chunk), chunk) for chunk in chunks]
+            return sum(mtmd.mtmd_input_chunk_get_n_tokens(c) for kind, c in kinds if kind == _IMAGE)
 
     @contextmanager
     def _chunks(

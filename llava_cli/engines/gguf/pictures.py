@@ -87,7 +87,8 @@ class Pictures:
     ) -> None:
         """`identity`: what decides the features beside the picture, for the cache.
 
-        `image_tokens`: tokens of one picture at most; the features are merged down to so many.
+        `image_tokens`: tokens of one picture at most. A LLaVA's features are merged down to so
+        many; the encoder of another family makes pictures small enough by itself.
         """
         header = read_header(mmproj)
         self._squares = Squares(header.metadata) if is_llava(header) else None
@@ -113,11 +114,12 @@ class Pictures:
     def look(self, image: Image) -> Picture:
         """What is known of a picture without computing its features."""
         started, loading = time.perf_counter(), self.load_s
-        how = [image.sha256, image.background, *(self._squares.how if self._squares else ())]
+        own = self._squares.how if self._squares is not None else [self._most]
+        how = [image.sha256, image.background, *own]
         key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
         picture = Picture(key, key, self._parts(image, key))
         self.seconds += time.perf_counter() - started - (self.load_s - loading)
-        if self._most is None or picture.count <= self._most:
+        if self._most is None or self._squares is None or picture.count <= self._most:
             return picture
         return Picture(f"{key}/{self._most}", key, (Tile.plain(self._most),))
 

@@ -293,7 +293,9 @@ def test_a_picture_larger_than_a_batch_is_read_whole(load: Load, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen2vl"])
-def test_a_stopped_picture_is_read_again(load: Load, name: str) -> None:
+def test_a_stopped_picture_is_read_again(
+    load: Load, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = load(name)
     wanted, _ = answered(engine, asking("see", native(name), "what?"))
     engine._context.forget()
@@ -304,7 +306,7 @@ def test_a_stopped_picture_is_read_again(load: Load, name: str) -> None:
         stopped.append(arguments)
         return read(*arguments)
 
-    engine._context.read_tile = stop_first  # type: ignore[method-assign]
+    monkeypatch.setattr(engine._context, "read_tile", stop_first)
     assert answered(engine, asking("see", native(name), "what?"))[0] == wanted
     assert stopped
 
@@ -350,9 +352,19 @@ def test_an_estimate_knows_the_tokens(load: Load, folder: Callable[[str], Path],
     assert counts == (stats.prompt_tokens, stats.image_tokens)
 
 
-def test_picture_tokens_of_other_families_are_not_merged(load: Load) -> None:
-    with pytest.raises(UsageError, match="cannot be merged"):
-        load("qwen2vl", image_tokens=4)
+def test_fewer_image_tokens_are_a_smaller_picture(load: Load) -> None:
+    picture = tiny.picture(280, 224)
+    whole, few = load("qwen2vl"), load("qwen2vl", image_tokens=30)
+    _, stats = answered(whole, asking(picture, "what?"))
+    assert stats.image_tokens == 80
+    found, stats = answered(few, asking(picture, "what?"))
+    assert 20 <= stats.image_tokens <= 30
+    size = few._pictures.encoder._fitted(280, 224)  # type: ignore[attr-defined]
+    assert found == answered(whole, asking(picture.resize(size), "what?"))[0]
+    small = tiny.picture(112, 84)
+    assert answered(few, asking(small, "?"))[0] == answered(whole, asking(small, "?"))[0]
+    with pytest.raises(UsageError, match="reads no picture in 3 tokens"):
+        answered(load("smolvlm", image_tokens=3), asking(small, "?"))
 
 
 # ---- the commands
