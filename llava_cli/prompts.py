@@ -177,7 +177,7 @@ def render(
     assistant's, with that unfinished answer (prefill). `complete` is for training: the last turn is
     the assistant's and every answer is closed.
     """
-    system, turns = _turns(conversation)
+    system, turns = checked_turns(conversation)
     if complete and turns[-1].role != "assistant":
         raise UsageError("the conversation ends without an answer", "end it with an answer")
     return tuple(_merged(_segments(system, turns, prompt_format, complete)))
@@ -209,7 +209,7 @@ def prompt_text(segments: Iterable[Segment], image: str = "<image>") -> str:
     return "".join(part.text if isinstance(part, Text) else image for part in segments)
 
 
-def _turns(conversation: Conversation) -> tuple[str | None, tuple[Message, ...]]:
+def checked_turns(conversation: Conversation) -> tuple[str | None, tuple[Message, ...]]:
     """The system text (None: not given) and the turns, checked."""
     turns = conversation.messages
     system = None

@@ -13,6 +13,7 @@ from typing import Any
 
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.gguf_header import read_header
+from llava_cli.models.mmproj import is_llava, projector_of
 
 CONTEXT = 2048
 """Positions that the memory estimate counts in: a picture, a question, an answer."""
@@ -90,6 +91,7 @@ def _gguf_facts(files: ModelFiles) -> Facts:
         return value if isinstance(value, int) else 0
 
     px, patch = (vision.get(f"clip.vision.{key}") for key in ("image_size", "patch_size"))
+    llava = mmproj is not None and is_llava(mmproj)
     heads = number("attention.head_count")
     head_dim = number("attention.key_length") or number("embedding_length") // max(heads, 1)
     cache = kv_bytes(
@@ -103,13 +105,13 @@ def _gguf_facts(files: ModelFiles) -> Facts:
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         quantization=_file_type(keys.get("general.file_type")),
         tower=Tower(
-            kind=str(vision.get("general.architecture", "none")),
+            kind="none" if mmproj is None else "clip" if llava else projector_of(mmproj),
             width=vision.get("clip.vision.embedding_length"),
             layers=vision.get("clip.vision.block_count"),
             image_px=px,
             patch_px=patch,
         ),
-        image_tokens=(px // patch) ** 2 if px and patch else None,
+        image_tokens=(px // patch) ** 2 if llava and px and patch else None,
         prompt_format=files.prompt_format,
         context=number("context_length") or None,
         files=sizes,

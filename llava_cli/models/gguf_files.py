@@ -7,8 +7,8 @@ from pathlib import Path
 from llava_cli.errors import ModelInvalid, ModelNotFound
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.gguf_header import GGUFHeader, read_header
-from llava_cli.models.mmproj import check_encoder
-from llava_cli.models.templates import format_of
+from llava_cli.models.mmproj import check_encoder, features_width, is_llava
+from llava_cli.models.templates import OWN_TEMPLATE, format_of
 
 
 def resolve_gguf(
@@ -23,17 +23,13 @@ def resolve_gguf(
         )
     projector = _check_mmproj(header, mmproj) if mmproj else _find_mmproj(header)
     check_encoder(projector)
-    named = header.metadata.get("llava.prompt_format")
-    template = header.metadata.get("tokenizer.chat_template")
-    if not isinstance(named, str):
-        named = format_of(template) if isinstance(template, str) else None
     return ModelFiles(
         reference=reference,
         format="gguf",
         path=text,
         mmproj=projector.path,
         config=header.metadata,
-        prompt_format=named,
+        prompt_format=_prompt_format(header, projector),
         bundled=bundled,
     )
 
@@ -52,6 +48,17 @@ def resolve_gguf_folder(folder: Path, mmproj: Path | None, reference: str) -> Mo
             f"{folder} holds several models: {names}", f"name one: -m {texts[0].path}"
         )
     return resolve_gguf(texts[0].path, mmproj, reference)
+
+
+def _prompt_format(text: GGUFHeader, mmproj: GGUFHeader) -> str | None:
+    """LLaVA's formats by name or by what the template writes; else the template itself."""
+    named = text.metadata.get("llava.prompt_format")
+    if isinstance(named, str):
+        return named
+    template = text.metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        return None
+    return (format_of(template) if is_llava(mmproj) else None) or OWN_TEMPLATE
 
 
 def _check_mmproj(text: GGUFHeader, path: Path) -> GGUFHeader:
@@ -118,6 +125,6 @@ def _headers(folder: Path) -> tuple[list[GGUFHeader], list[ModelInvalid]]:
 
 def _fits(text: GGUFHeader, mmproj: GGUFHeader) -> bool:
     """Whether the projector's rows are as wide as the language model's embeddings."""
-    width = text.metadata.get(f"{text.architecture}.embedding_length")
-    last = mmproj.tensors.get("mm.2.bias") or mmproj.tensors.get("mm.0.bias")
-    return last is None or width is None or last.shape[0] == width
+    wanted = text.metadata.get(f"{text.architecture}.embedding_length")
+    there = features_width(mmproj)
+    return there is None or wanted is None or there == wanted

@@ -1,7 +1,8 @@
-"""Whether a mmproj is one that llama.cpp reads rightly, found out before it is loaded.
+"""What a mmproj is, and whether llama.cpp reads it rightly, found out before it is loaded.
 
 llama.cpp looks for tensors by name and does not miss all of them: without some it ends the process,
-with too few layers it computes something else. So every tensor is checked here, with its shape.
+with too few layers it computes something else. So every tensor of a LLaVA's mmproj is checked here,
+with its shape. Those of other families are llama.cpp's own business (`engines/gguf/families.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,50 @@ _NUMBERS = ("image_size", "patch_size", "embedding_length", "feed_forward_length
 Shape = tuple[int | None, ...]
 """ggml order; None is any size."""
 
+LLAVA_GRAPHS = ("mlp", "mlp_norm", "ldp", "ldpv2")
+"""Projectors behind the graph that llama.cpp computes LLaVA's tower with."""
+_BY_WHAT_IS_IN_FRONT = ("deepseek4v", "hunyuanvl")
+"""Projectors whose pictures are laid out by what stands in front of them."""
+_LAST = {
+    "mlp": ("mm.2.bias", 0), "pixtral": ("mm.2.weight", 1), "lightonocr": ("mm.2.weight", 1),
+    "qwen2vl_merger": ("mm.2.bias", 0), "qwen2.5vl_merger": ("mm.2.bias", 0),
+    "qwen3vl_merger": ("mm.2.bias", 0), "lfm2": ("mm.2.weight", 1), "kimivl": ("mm.2.weight", 1),
+    "gemma3": ("mm.input_projection.weight", 0), "idefics3": ("mm.model.fc.weight", 1),
+    "internvl": ("mm.model.mlp.3.weight", 1), "resampler": ("resampler.proj.weight", 0),
+    "ldpv2": ("mm.model.peg.0.bias", 0),
+}  # fmt: skip
+"""The tensor and the dimension, in ggml's order, that a projector's rows have their width from."""
+
+
+def projector_of(header: GGUFHeader) -> str:
+    """llama.cpp's name of the projector for pictures; LLaVA's where an old file gives none."""
+    metadata = header.metadata
+    named = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
+    return "mlp" if named is None else str(named)
+
+
+def is_llava(header: GGUFHeader) -> bool:
+    """Whether this is a LLaVA's tower and projector, whose pictures `pixels.py` prepares."""
+    layers = header.metadata.get("clip.vision.feature_layer")
+    several = isinstance(layers, list) and len(layers) > 1
+    return projector_of(header) == "mlp" and not several
+
+
+def features_width(header: GGUFHeader) -> int | None:
+    """Width of a picture's rows; None where the projector is of a kind that is not known here."""
+    name, dimension = _LAST.get(projector_of(header), ("", 0))
+    tensor = header.tensors.get(name)
+    if tensor is None and projector_of(header) == "mlp":
+        tensor, dimension = header.tensors.get("mm.0.bias"), 0
+    return tensor.shape[dimension] if tensor and dimension < len(tensor.shape) else None
+
 
 def check_encoder(header: GGUFHeader) -> None:
     """Refuse what would crash llama.cpp or be read wrongly by it."""
     _check_kind(header)
+    if not is_llava(header):
+        _check_family(header)
+        return
     numbers = _numbers(header)
     layers = _layers_run(header, numbers["block_count"])
     for name, shapes in _expected(header.tensors, numbers, layers):
@@ -54,6 +95,8 @@ def missing_feature_layer(header: GGUFHeader) -> int | None:
 
     Older converters stored one layer fewer than the tower has: all of them are to be run.
     """
+    if projector_of(header) not in LLAVA_GRAPHS:
+        return None
     if header.metadata.get("clip.vision.feature_layer") is not None:
         return None
     blocks = int(header.metadata["clip.vision.block_count"])
@@ -69,31 +112,43 @@ def newline_name(header: GGUFHeader) -> str | None:
 
 def _check_kind(header: GGUFHeader) -> None:
     metadata, path = header.metadata, header.path
-    projector = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
-    if metadata.get("clip.has_vision_encoder") is False:
-        raise ModelInvalid(f"{path} has no image encoder", "give a mmproj that reads pictures")
-    if projector not in (None, "mlp"):
+    projector = projector_of(header)
+    seeing = metadata.get("clip.has_vision_encoder")
+    if seeing is False or (seeing is None and metadata.get("clip.has_audio_encoder")):
+        hears = ", it hears sound" if metadata.get("clip.has_audio_encoder") else ""
+        raise ModelInvalid(
+            f"{path} has no image encoder{hears}", "give a mmproj that reads pictures"
+        )
+    if projector in _BY_WHAT_IS_IN_FRONT:
         raise ModelInvalid(
             f"{path} has a projector of kind {projector!r}, which is not supported",
-            "use a LLaVA-1.5 style model",
+            "use another model, or one of its forms for PyTorch with --engine torch",
         )
+
+
+def _check_family(header: GGUFHeader) -> None:
+    """What would end llama.cpp's process; the rest it finds itself."""
+    for key in ("image_size", "patch_size"):
+        _number(header, key, 1)
+    name, _ = _LAST.get(projector_of(header), ("", 0))
+    if name and name not in header.tensors:
+        raise ModelInvalid(f"{header.path} is not complete: it lacks {name}", _AGAIN)
 
 
 def _numbers(header: GGUFHeader) -> dict[str, int]:
     """The tower's numbers, all of which llama.cpp divides or counts by."""
-    numbers: dict[str, int] = {}
-    for key in _NUMBERS:
-        value = header.metadata.get(f"clip.vision.{key}")
-        lowest = 0 if key == "block_count" else 1
-        if not isinstance(value, int) or not lowest <= value < 1 << 24:
-            raise ModelInvalid(
-                f"{header.path} gives no usable clip.vision.{key}: {value!r}", _AGAIN
-            )
-        numbers[key] = value
+    numbers = {key: _number(header, key, 0 if key == "block_count" else 1) for key in _NUMBERS}
     heads, width = numbers["attention.head_count"], numbers["embedding_length"]
     if width % heads or numbers["image_size"] < numbers["patch_size"]:
         raise ModelInvalid(f"{header.path} is damaged: its numbers do not fit together", _AGAIN)
     return numbers
+
+
+def _number(header: GGUFHeader, key: str, lowest: int) -> int:
+    value = header.metadata.get(f"clip.vision.{key}")
+    if not isinstance(value, int) or not lowest <= value < 1 << 24:
+        raise ModelInvalid(f"{header.path} gives no usable clip.vision.{key}: {value!r}", _AGAIN)
+    return value
 
 
 def _layers_run(header: GGUFHeader, blocks: int) -> int:

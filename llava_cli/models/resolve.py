@@ -20,6 +20,7 @@ from llava_cli.models.files import ModelFiles
 from llava_cli.models.folders import is_hf_folder, resolve_hf
 from llava_cli.models.gguf_files import resolve_gguf, resolve_gguf_folder
 from llava_cli.models.originals import is_partial_or_original, refuse_parts, resolve_original
+from llava_cli.models.templates import OWN_TEMPLATE
 
 if TYPE_CHECKING:
     from llava_cli.models.hub import Consent, HubModel, OnProgress
@@ -75,8 +76,8 @@ def resolve(
         raise unknown(meant)
     refuse_parts(files, **parts)
     use = aliases.lookup(meant)
-    if use is not None and files.prompt_format is None:
-        files = replace(files, prompt_format=use.alias.prompt_format)
+    if use is not None and files.prompt_format in (None, OWN_TEMPLATE):
+        files = replace(files, prompt_format=use.alias.prompt_format or files.prompt_format)
     return _checked_engine(files, engine)
 
 

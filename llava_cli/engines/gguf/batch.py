@@ -21,7 +21,8 @@ from itertools import islice
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Audience, Sampling, Token
-from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.gguf.context import Context, Logits
+from llava_cli.engines.gguf.layout import Cell
 from llava_cli.engines.gguf.prompt import Prompt, Reader
 from llava_cli.errors import LlavaError, OutOfMemory
 
@@ -143,7 +144,7 @@ class Batch:
             index, _, sampling = self._waiting[0]
             prompt = self._prompt(*self._waiting[0])
             room = self._reader.room_for(len(prompt.cells), sampling)
-            context = self._room(room)
+            context = self._room(room, prompt)
             if context is None:  # everything is taken, or too narrow while others are at work
                 return
             free = next(s for s in range(len(context.cells)) if s not in self._active)
@@ -153,7 +154,7 @@ class Batch:
             if self._audience is not None:  # a picture takes long: those who listen hear on
                 return
 
-    def _room(self, positions: int) -> Context | None:
+    def _room(self, positions: int, prompt: Prompt) -> Context | None:
         """The context with a free slot of so many positions; None where one must be waited for."""
         context = self._context
         if context is not None and positions <= context.capacity and not self._outgrown(context):
@@ -167,7 +168,7 @@ class Batch:
         while True:
             self._context = self._make_context(slots)
             try:
-                self._context.reserve(positions)
+                self._context.reserve(positions, prompt.tiles)
                 return self._context
             except OutOfMemory:
                 if slots == 1:
@@ -194,6 +195,7 @@ class Batch:
         """Read the prompt of the conversation whose turn it is, up to its tail of text."""
         started = time.perf_counter()
         before = self._reader.pictures.spent
+        context.reserve(context.capacity, prompt.tiles)
         reused = self._copied_beginning(context, slot, prompt)
         end = prompt.last_picture_end
         if end > reused:

@@ -19,12 +19,10 @@ from llava_cli.engines.gguf import binding
 from llava_cli.engines.gguf.binding import lib
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel
+from llava_cli.engines.gguf.layout import Cell, Tile, advance, is_inside, position
 from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory
 
 Logits = npt.NDArray[np.float32]
-Cell = int | tuple[str, int]
-"""What stands at one position: a token id, or a row of a picture's features."""
-
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 FLASH_AUTO, FLASH_OFF, FLASH_ON = -1, 0, 1
 _GRAIN = 256
@@ -68,19 +66,31 @@ class Context:
         self.limit = model.limit
         """Positions of one sequence at most."""
         self.capacity = 0
-        """Positions of one sequence for which there is room."""
+        """Cells of one sequence for which there is room."""
         self.cells: list[list[Cell]] = [[] for _ in range(sequences)]
+        self._next = [0] * sequences
+        """The position behind the cells."""
+        self._batch_size = self._together = settings.ubatch
 
-    def reserve(self, positions: int) -> None:
-        """Make room for so many positions a sequence; what was read stays where possible."""
-        if positions <= self.capacity:
+    def reserve(self, cells: int, tiles: Sequence[Tile] = ()) -> None:
+        """Make room for so many cells a sequence and for these tiles to be read in one go.
+
+        What was read stays where possible.
+        """
+        batch = max((tile.count for tile in tiles if tile.whole), default=0)
+        together = max((tile.count for tile in tiles if not tile.causal), default=0)
+        fits = batch <= self._batch_size and together <= self._together
+        if cells <= self.capacity and fits:
             return
+        self._batch_size = max(self._batch_size, batch)
+        self._together = max(self._together, together)
+        most = max(cells, 2 * self.capacity) if cells > self.capacity else self.capacity
         try:
-            context = self._made(max(positions, 2 * self.capacity))  # doubling moves little
+            context = self._made(most)  # doubling moves little
         except OutOfMemory:
-            if 2 * self.capacity <= positions:
+            if most <= cells:
                 raise
-            context = self._made(positions)
+            context = self._made(cells)
         if self._context:
             self._move(context)
         self._free_context()
@@ -95,7 +105,7 @@ class Context:
         parameters.n_ctx = room if self._unified else room * self._sequences
         parameters.n_seq_max = self._sequences
         parameters.kv_unified = self._unified
-        parameters.n_batch = parameters.n_ubatch = settings.ubatch
+        parameters.n_batch, parameters.n_ubatch = self._batch_size, self._together
         parameters.n_threads = parameters.n_threads_batch = settings.threads
         parameters.type_k = parameters.type_v = KV_TYPES[settings.kv_type]
         parameters.flash_attn_type = settings.flash_attention
@@ -135,7 +145,7 @@ class Context:
             state = self.state(sequence)
             data = (ctypes.c_uint8 * len(state)).from_buffer(state)
             if not lib.llama_state_seq_set_data(context, data, len(state), sequence):
-                self.cells[sequence] = []
+                self._forgotten(sequence, 0)
 
     def keep(self, cells: Sequence[Cell], sequence: int = 0) -> int:
         """Forget all but the beginning that `cells` shares with what was read; its length."""
@@ -145,6 +155,8 @@ class Context:
             if old != new:
                 break
             shared += 1
+        while is_inside(mine, shared) or is_inside(cells, shared):
+            shared -= 1
         if shared < len(mine) and not self._remove(sequence, shared):
             self.forget(sequence)
             shared = 0
@@ -156,12 +168,18 @@ class Context:
             self._remove(sequence, 0)
 
     def _remove(self, sequence: int, start: int) -> bool:
-        """Remove all from a position on; False where this model cannot cut there."""
+        """Remove all from a cell on; False where this model cannot cut there."""
         memory = lib.llama_get_memory(self._context)
-        if not lib.llama_memory_seq_rm(memory, sequence, start, -1):
+        place = position(self.cells[sequence][:start])
+        if not lib.llama_memory_seq_rm(memory, sequence, place, -1):
             return False
-        del self.cells[sequence][start:]
+        self._forgotten(sequence, start)
         return True
+
+    def _forgotten(self, sequence: int, start: int) -> None:
+        """From this cell on nothing stands there any more."""
+        del self.cells[sequence][start:]
+        self._next[sequence] = position(self.cells[sequence])
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let an empty sequence begin like another; costs nothing in a unified context."""
@@ -169,8 +187,9 @@ class Context:
             raise ValueError("sequences with room of their own are copied with `state`")
         self.forget(target)
         memory = lib.llama_get_memory(self._context)
-        lib.llama_memory_seq_cp(memory, source, target, 0, length)
         self.cells[target] = self.cells[source][:length]
+        self._next[target] = position(self.cells[target])
+        lib.llama_memory_seq_cp(memory, source, target, 0, self._next[target])
 
     def state(self, sequence: int) -> memoryview:
         """What was read of a sequence, for `restore`: bytes (N,)."""
@@ -191,10 +210,11 @@ class Context:
         read = lib.llama_state_seq_set_data(self._context, data, len(state), sequence)
         memory = lib.llama_get_memory(self._context)
         last = lib.llama_memory_seq_pos_max(memory, sequence)
-        if read != len(state) or last != len(cells) - 1:
+        behind = position(cells)
+        if read != len(state) or last != behind - advance(cells[-1]):
             lib.llama_memory_seq_rm(memory, sequence, 0, -1)
             return False
-        self.cells[sequence] = list(cells)
+        self.cells[sequence], self._next[sequence] = list(cells), behind
         return True
 
     def read_tokens(self, ids: Sequence[int], sequence: int = 0) -> Logits:
@@ -241,6 +261,25 @@ class Context:
             raise ValueError("no rows to read")
         return found[0]
 
+    def read_tile(
+        self, rows: npt.NDArray[np.float32], key: str, tile: Tile, sequence: int = 0
+    ) -> Logits:
+        """Read a tile's rows (N, D) in one go; the logits (V,) behind the last one."""
+        count = len(rows)
+        sections = 1 if tile.places is None else len(tile.places)
+        rows = np.ascontiguousarray(rows, np.float32)
+        batch = lib.llama_batch_init(count * sections, rows.shape[1], 1)
+        try:
+            batch.n_tokens = count
+            ctypes.memmove(batch.embd, rows.ctypes.data, rows.nbytes)
+            wanted = [False] * (count - 1) + [True]
+            lib.llama_set_causal_attn(self._context, tile.causal)
+            cells = [(sequence, cell) for cell in tile.cells(key)]
+            return self._decode(batch, cells, wanted, tile)[0]
+        finally:
+            lib.llama_set_causal_attn(self._context, True)
+            lib.llama_batch_free(batch)
+
     def _batch(self, width: int, count: int) -> Any:
         """A batch of llama.cpp, for ids (width 0) or rows; kept and used again."""
         if width not in self._batches:
@@ -250,22 +289,33 @@ class Context:
         return batch
 
     def _decode(
-        self, batch: Any, cells: Sequence[tuple[int, Cell]], wanted: Sequence[bool]
+        self,
+        batch: Any,
+        cells: Sequence[tuple[int, Cell]],
+        wanted: Sequence[bool],
+        tile: Tile | None = None,
     ) -> list[Logits]:
-        """Compute a batch of (sequence, cell); the logits of the positions that are `wanted`."""
+        """Compute a batch of (sequence, cell); the logits of the positions that are `wanted`.
+
+        A `tile` with places of its own is the whole batch.
+        """
         before = {sequence: len(self.cells[sequence]) for sequence, _ in cells}
-        places = dict(before)
-        for i, (sequence, _) in enumerate(cells):
-            batch.pos[i] = places[sequence]
+        following = {sequence: self._next[sequence] for sequence in before}
+        for i, (sequence, cell) in enumerate(cells):
+            batch.pos[i] = following[sequence]
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wanted[i]
-            places[sequence] += 1
+            following[sequence] += advance(cell)
+        places = None if tile is None else tile.places_from(self._next[cells[0][0]])
+        if places is not None:
+            ctypes.memmove(batch.pos, places.ctypes.data, places.nbytes)
         done = False
         try:
             self._compute(batch)
             for sequence, cell in cells:
                 self.cells[sequence].append(cell)
+            self._next = [following.get(s, place) for s, place in enumerate(self._next)]
             done = True
         finally:  # Ctrl-C may come at any point of the above
             if not done:
@@ -288,13 +338,16 @@ class Context:
             self._interrupt.clear()
             memory = lib.llama_get_memory(self._context)
             for sequence, place in places.items():
-                lib.llama_memory_seq_rm(memory, sequence, place, -1)
+                if not lib.llama_memory_seq_rm(memory, sequence, place, -1):
+                    raise LlavaError("the reading was interrupted", "ask again")
 
     def _restore(self, lengths: dict[int, int]) -> None:
         memory = lib.llama_get_memory(self._context)
         for sequence, length in lengths.items():
-            lib.llama_memory_seq_rm(memory, sequence, length, -1)
-            del self.cells[sequence][length:]
+            self._forgotten(sequence, length)
+            if not lib.llama_memory_seq_rm(memory, sequence, self._next[sequence], -1):
+                self._forgotten(sequence, 0)  # a model that cannot be cut begins anew
+                lib.llama_memory_seq_rm(memory, sequence, 0, -1)
 
     def _logits(self, place: int) -> Logits:
         logits = lib.llama_get_logits_ith(self._context, place)
@@ -304,6 +357,7 @@ class Context:
         """Free everything; a second call does nothing."""
         self._free_context()
         self.cells = [[] for _ in range(self._sequences)]
+        self._next = [0] * self._sequences
         for batch in self._batches.values():
             lib.llama_batch_free(batch)
         self._batches = {}

@@ -20,13 +20,15 @@ from llava_cli.cache import DiskCache, file_identity
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Audience, Sampling, Token
+from llava_cli.engines.chat_template import prompt_form, writer_of
 from llava_cli.engines.choices import Choice
-from llava_cli.engines.formats import choose_format
 from llava_cli.engines.gguf.adapter import gguf_adapter
 from llava_cli.engines.gguf.batch import Batch, attended
-from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.gguf.context import Context, Logits
+from llava_cli.engines.gguf.families import FamilyEncoder
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel
+from llava_cli.engines.gguf.layout import Cell
 from llava_cli.engines.gguf.memory import slots_for
 from llava_cli.engines.gguf.pictures import Pictures
 from llava_cli.engines.gguf.prompt import Reader
@@ -39,6 +41,8 @@ from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, ModelInvalid
 from llava_cli.images import Image
 from llava_cli.models.files import ModelFiles
+from llava_cli.models.gguf_header import read_header
+from llava_cli.models.mmproj import is_llava
 
 
 class GgufEngine:
@@ -65,17 +69,18 @@ class GgufEngine:
         """Load; `kv_type` and `flash_attention` default to exactness for float32 models.
 
         `cache` keeps pictures and what was read up to them for later runs; `image_tokens` bounds
-        the tokens of one picture, whose features are merged down to so many; `adapter` is a LoRA,
-        llama.cpp's file or peft's folder; `progress` hears the fraction of the weights that is
-        loaded.
+        the tokens of one picture (a LLaVA's are merged, other families see a smaller picture);
+        `adapter` is a LoRA, llama.cpp's file or peft's folder; `progress` hears the fraction of the
+        weights that is loaded.
         """
         started = time.perf_counter()
         self._language: LanguageModel | None = None
         self.files = files
-        self._format = choose_format(files, prompt_format)
-        self.prompt_format = self._format.name
+        form = prompt_form(files, prompt_format)
+        self.prompt_format = form.name
         if files.mmproj is None:
             raise ModelInvalid(f"{files.reference} has no mmproj", "give it with --mmproj FILE")
+        self._most = image_tokens
         self.setup = Setup.choose(
             files,
             device=device,
@@ -96,8 +101,11 @@ class GgufEngine:
         if context is not None:
             self._language.limit = min(self._language.limit, context)
         self._context = Context(self._language, self.setup.context, self._interrupt)
+        if not self._language.can_be_cut:  # a state is kept up to a picture, not to the end
+            self._states = None
+        write = writer_of(files, form, self._language.vocabulary)
         load_s = time.perf_counter() - started
-        self._reader = Reader(self._language, self._format, self._pictures, files.reference, load_s)
+        self._reader = Reader(self._language, form, write, self._pictures, files.reference, load_s)
 
     def generate(self, conversation: Conversation, sampling: Sampling) -> Generator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
@@ -200,17 +208,19 @@ class GgufEngine:
             raise LlavaError("the engine was closed")
         return self._language
 
-    def _encoder(self) -> ImageEncoder:
+    def _encoder(self) -> ImageEncoder | FamilyEncoder:
         if self.files.mmproj is None:
             raise LlavaError("the engine has no mmproj")
-        return ImageEncoder(
-            self.files.mmproj,
-            self._text.model,
-            self._interrupt,
-            threads=self.setup.context.threads,
-            use_gpu=self.setup.context.use_gpu,
-            width=self._text.width,
-        )
+        model, context = self._text, self.setup.context
+        settings: dict[str, Any] = {
+            "threads": context.threads,
+            "use_gpu": context.use_gpu,
+            "width": model.width,
+        }
+        if is_llava(read_header(self.files.mmproj)):
+            return ImageEncoder(self.files.mmproj, model.model, self._interrupt, **settings)
+        settings["most"] = self._most
+        return FamilyEncoder(self.files.mmproj, model.model, self._interrupt, **settings)
 
     def _read(
         self, conversation: Conversation, sampling: Sampling
@@ -225,7 +235,7 @@ class GgufEngine:
         spent, loading, encoded = self._pictures.spent
         prompt = reader.prompt(conversation)
         context.limit = text.limit
-        context.reserve(reader.room_for(len(prompt.cells), sampling))
+        context.reserve(reader.room_for(len(prompt.cells), sampling), prompt.tiles)
         known = context.keep(prompt.cells[:-1])  # at least one position is read, for its logits
         if self._states is not None and prompt.images:
             known = self._states.restore(context, prompt, known)

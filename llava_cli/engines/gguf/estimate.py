@@ -7,18 +7,19 @@ from typing import Any
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines.base import Sampling
+from llava_cli.engines.chat_template import prompt_form, writer_of
 from llava_cli.engines.estimates import Estimate
-from llava_cli.engines.formats import choose_format
+from llava_cli.engines.gguf.families import FamilyEncoder
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel, LoadSettings
 from llava_cli.engines.gguf.memory import available_bytes, bytes_a_position
 from llava_cli.engines.gguf.pictures import Pictures
 from llava_cli.engines.gguf.prompt import Reader
 from llava_cli.engines.gguf.setup import Setup
-from llava_cli.engines.gguf.vision import ImageEncoder
-from llava_cli.errors import LlavaError, ModelInvalid
+from llava_cli.errors import ModelInvalid
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.gguf_header import read_header
+from llava_cli.models.mmproj import is_llava
 
 
 def estimate(
@@ -30,31 +31,44 @@ def estimate(
     prompt_format: str | None,
     context: int | None,
 ) -> Estimate:
-    """Reckon with the model's metadata and its tokenizer; no weights are read."""
-    if files.mmproj is None:
+    """Reckon with the model's metadata and its tokenizer; no weights are read.
+
+    But for a mmproj of another family than LLaVA: only mtmd knows how it lays pictures out.
+    """
+    mmproj = files.mmproj
+    if mmproj is None:
         raise ModelInvalid(f"{files.reference} has no mmproj", "give it with --mmproj FILE")
-    form = choose_format(files, prompt_format)
-    text = LanguageModel(files.path, LoadSettings(), Interrupt(), vocabulary_only=True)
+    header = read_header(mmproj)
+    form, known = prompt_form(files, prompt_format), is_llava(header)
+    text = LanguageModel(
+        files.path, LoadSettings(), Interrupt(), vocabulary_only=known, no_weights=not known
+    )
+
+    def encoder() -> FamilyEncoder:
+        threads = setup.context.threads
+        return FamilyEncoder(mmproj, text.model, threads=threads, use_gpu=False, width=text.width)
+
+    pictures = Pictures(mmproj, encoder, None, {})
     try:
-        pictures = Pictures(files.mmproj, _no_encoder, None, {})
-        prompt = Reader(text, form, pictures, files.reference, 0.0).prompt(conversation)
+        write = writer_of(files, form, text.vocabulary)
+        prompt = Reader(text, form, write, pictures, files.reference, 0.0).prompt(conversation)
         kind = files.config.get("general.architecture", "llama")
         trained = int(files.config.get(f"{kind}.context_length", 4096))
         limit = min(trained, context or trained)
     finally:
+        pictures.close()
         text.close()
     image_tokens = sum(picture.count for picture in prompt.pictures)
     positions = min(len(prompt.cells) + sampling.max_tokens, limit)
-    vision = read_header(files.mmproj).metadata
     return Estimate(
         prompt_tokens=len(prompt.cells) - image_tokens,
         image_tokens=image_tokens,
         answer_tokens=sampling.max_tokens,
         limit=limit,
         weights=files.path.stat().st_size,
-        mmproj=files.mmproj.stat().st_size if prompt.images else 0,
+        mmproj=mmproj.stat().st_size if prompt.images else 0,
         kv=positions * bytes_a_position(files.config, setup.context.kv_type),
-        compute=_compute_bytes(files.config, vision, setup.context.ubatch),
+        compute=_compute_bytes(files.config, header.metadata, setup.context.ubatch),
         available=available_bytes(),
     )
 
@@ -73,7 +87,3 @@ def _compute_bytes(config: Mapping[str, Any], vision: Mapping[str, Any], ubatch:
     )
     text = rows(str(config.get("general.architecture", "llama")), ubatch, config)
     return text + rows("clip.vision", side * side, vision)
-
-
-def _no_encoder() -> ImageEncoder:
-    raise LlavaError("an estimate encodes no picture")

@@ -12,7 +12,8 @@ Three things are put right, each checked after every picture (`check`):
    that say so) is the erf form, which ggml also has: the node is switched to it.
 
 The graph's nodes are C structs read at the offsets of 64-bit builds; `_Layout` proves the offsets
-on a live node before anything is written, and any surprise refuses the model.
+on a live node before anything is written, and any surprise refuses the model. For towers of other
+families nothing is written; the callback then only lets Ctrl-C through.
 """
 
 from __future__ import annotations
@@ -39,8 +40,13 @@ _F32, _I32 = 0, 26
 class GraphGuard:
     """The callback and what it saw of the last picture."""
 
-    def __init__(self, interrupt: Interrupt, *, has_class: bool, erf_layers: int = 0) -> None:
-        """`erf_layers`: how many layers of the tower have a GELU that must be the erf form."""
+    def __init__(
+        self, interrupt: Interrupt, *, has_class: bool, erf_layers: int | None = 0
+    ) -> None:
+        """`erf_layers`: how many layers of the tower have a GELU that must be the erf form.
+
+        None leaves all activations as they are.
+        """
         self._interrupt = interrupt
         self._ggml = _declared(ggml_base())
         self._unary = _unary_ops(self._ggml)
@@ -66,7 +72,7 @@ class GraphGuard:
                 raise _refuse(f"class token {rows[0] or 'not found'}, {rows[1]} row lists written")
         if self._patches is not None and self._patches_written != 1:
             raise _refuse(f"patch embedding written {self._patches_written} times")
-        if self._gelu_switched != self._erf_layers + 1:
+        if self._erf_layers is not None and self._gelu_switched != self._erf_layers + 1:
             raise _refuse(f"{self._gelu_switched} activations switched")
 
     def _reset(self) -> None:
@@ -95,6 +101,8 @@ class GraphGuard:
         return not ask
 
     def _before(self, tensor: int) -> bool:
+        if not self._has_class and self._erf_layers is None:
+            return False
         self._prove_layout(tensor)
         op = self._ggml.ggml_op_name(_int32(tensor, _OP))
         first, second = self._name(_pointer(tensor, _SRC0)), self._name(_pointer(tensor, _SRC1))
@@ -113,8 +121,9 @@ class GraphGuard:
                 self._write_rows(numbers)
             elif not self._order:
                 self._pending.append(numbers)
-        if op == b"UNARY" and (self._behind_tower or self._erf_layers):
-            self._use_erf(tensor)
+        if op == b"UNARY" and self._erf_layers is not None:
+            if self._behind_tower or self._erf_layers:
+                self._use_erf(tensor)
         return False
 
     def _expect_patches(self, tensor: int) -> bool:

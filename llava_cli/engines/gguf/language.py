@@ -43,16 +43,21 @@ class LanguageModel:
         progress: Callable[[float], None] = lambda _: None,
         *,
         vocabulary_only: bool = False,
+        no_weights: bool = False,
     ) -> None:
-        """`progress` hears the fraction that is loaded, now and then."""
+        """`progress` hears the fraction that is loaded, now and then.
+
+        `no_weights`: know all about the model, but leave its weights where they are.
+        """
         binding.start()
         watcher = LoadWatch(interrupt, progress)
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = settings.gpu_layers
         parameters.main_gpu = settings.gpu
         parameters.use_extra_bufts = settings.repack
-        parameters.load_mode = _load_mode(settings)
+        parameters.load_mode = _LOAD_NONE if no_weights else _load_mode(settings)
         parameters.vocab_only = vocabulary_only
+        parameters.no_alloc = no_weights  # which llama.cpp only does where it maps nothing
         parameters.progress_callback = watcher.callback
         binding.forget_errors()
         self.model: Any = None
@@ -74,6 +79,10 @@ class LanguageModel:
         self.width = int(lib.llama_model_n_embd_inp(self.model))
         self.limit = max(int(lib.llama_model_n_ctx_train(self.model)), 1)
         """Positions that the model was trained to read."""
+        self.can_be_cut = not (
+            lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model)
+        )
+        """Whether the end of what it read can be forgotten without the rest."""
 
     def adapt(self, path: Path, shown: Path) -> None:
         """Load a LoRA adapter, which every context made afterwards puts on the weights.

@@ -12,20 +12,20 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from llava_cli.cache import DiskCache
 from llava_cli.engines.base import ImageInfo
-from llava_cli.engines.gguf.vision import ImageEncoder, Rows
+from llava_cli.engines.gguf.layout import Part, Tile
+from llava_cli.engines.gguf.vision import Rows, Squares
 from llava_cli.engines.reduction import merged
 from llava_cli.images import Image
 from llava_cli.models.gguf_header import read_header
-from llava_cli.pixels import PixelConfig, prepare
-from llava_cli.tiles import Grid
+from llava_cli.models.mmproj import is_llava
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -46,8 +46,34 @@ class Picture:
     """Identity: of the file's bytes and of how they become what the model reads."""
     whole: str
     """The same without regard to how many tokens are wanted."""
-    count: int
-    """N"""
+    parts: tuple[Part, ...]
+    """What stands in the prompt for it."""
+
+    @property
+    def count(self) -> int:
+        """N"""
+        return sum(part.count for part in self.parts if isinstance(part, Tile))
+
+    @property
+    def cells(self) -> int:
+        """Cells of the prompt: N, and those of the tokens around the tiles."""
+        return sum(p.count if isinstance(p, Tile) else len(p) for p in self.parts)
+
+
+class Encoder(Protocol):
+    """A loaded mmproj."""
+
+    def layout(self, width: int, height: int) -> tuple[Part, ...]:
+        """What stands in the prompt for a picture of so many pixels."""
+        ...
+
+    def features(self, picture: PILImage) -> Rows:
+        """An upright RGB picture's features (N, D)."""
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
 
 
 class Pictures:
@@ -56,25 +82,23 @@ class Pictures:
     def __init__(
         self,
         mmproj: Path,
-        load: Callable[[], ImageEncoder],
+        load: Callable[[], Encoder],
         cache: DiskCache | None,
         identity: Mapping[str, Any],
         image_tokens: int | None = None,
     ) -> None:
         """`identity`: what decides the features beside the picture, for the cache.
 
-        `image_tokens`: tokens of one picture at most; the features are merged down to so many.
+        `image_tokens`: tokens of one picture at most. A LLaVA's features are merged down to so
+        many; the encoder of another family makes pictures small enough by itself.
         """
-        metadata = read_header(mmproj).metadata
-        self.config = PixelConfig.from_metadata(metadata)
-        self._grid = Grid.from_metadata(metadata)
-        side = metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]
-        self._tokens = int(side**2)
+        header = read_header(mmproj)
+        self._squares = Squares(header.metadata) if is_llava(header) else None
         self._most = image_tokens
         self._load = load
         self._cache = cache
         self._identity = dict(identity)
-        self._encoder: ImageEncoder | None = None
+        self._encoder: Encoder | None = None
         self._rows: OrderedDict[str, Rows] = OrderedDict()
         self._sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self.seconds = 0.0
@@ -91,17 +115,21 @@ class Pictures:
 
     def look(self, image: Image) -> Picture:
         """What is known of a picture without computing its features."""
-        started = time.perf_counter()
-        grid = self._grid
-        how = [image.sha256, image.background, asdict(self.config), grid and grid.pinpoints]
+        started, loading = time.perf_counter(), self.load_s
+        own = self._squares.how if self._squares is not None else [self._most]
+        how = [image.sha256, image.background, *own]
         key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
-        count = self._tokens
-        if grid is not None:
-            count = grid.count(*(self._sizes.get(key) or self._opened(image, key).size))
-        self.seconds += time.perf_counter() - started
-        if self._most is None or count <= self._most:
-            return Picture(key, key, count)
-        return Picture(f"{key}/{self._most}", key, self._most)
+        picture = Picture(key, key, self._parts(image, key))
+        self.seconds += time.perf_counter() - started - (self.load_s - loading)
+        if self._most is None or self._squares is None or picture.count <= self._most:
+            return picture
+        return Picture(f"{key}/{self._most}", key, (Tile.plain(self._most),))
+
+    def _parts(self, image: Image, whole: str) -> tuple[Part, ...]:
+        if self._squares is not None and self._squares.grid is None:
+            return self._squares.layout(0, 0)  # all pictures are alike: none is opened for this
+        size = self._sizes.get(whole) or self._opened(image, whole).size
+        return (self._squares or self.encoder).layout(*size)
 
     def info(self, image: Image) -> ImageInfo:
         """What became of a picture."""
@@ -157,7 +185,7 @@ class Pictures:
         encoder = self.encoder
         started = time.perf_counter()
         pixels = self._opened(image, picture.whole)
-        rows = self._encode(encoder, pixels)
+        rows = encoder.features(pixels)
         self.encoded += 1
         cache, seconds = self._cache, time.perf_counter() - started
         if cache is not None and cache.worth_keeping(seconds, rows.nbytes):
@@ -165,18 +193,11 @@ class Pictures:
             cache.put(KIND, self._key(picture), meta, memoryview(rows.data).cast("B"))
         return rows
 
-    def _encode(self, encoder: ImageEncoder, pixels: PILImage) -> Rows:
-        grid = self._grid
-        if grid is None or encoder.newline is None:
-            return encoder.encode(prepare(pixels, self.config))
-        features = [encoder.encode(square) for square in grid.squares(pixels, self.config)]
-        return grid.pack(features, encoder.newline, *pixels.size)
-
     def _key(self, picture: Picture) -> dict[str, Any]:
         return {**self._identity, "picture": picture.whole}
 
     @property
-    def encoder(self) -> ImageEncoder:
+    def encoder(self) -> Encoder:
         """The encoder, loaded now if it was not needed before."""
         if self._encoder is None:
             started = time.perf_counter()

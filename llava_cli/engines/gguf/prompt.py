@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Sampling, Stats
-from llava_cli.engines.gguf.context import Cell, Context, Logits
+from llava_cli.engines.chat_template import Write
+from llava_cli.engines.gguf.context import Context, Logits
 from llava_cli.engines.gguf.grammar import Grammar, gbnf_of
 from llava_cli.engines.gguf.language import LanguageModel
+from llava_cli.engines.gguf.layout import Cell, Tile
 from llava_cli.engines.gguf.pictures import Picture, Pictures
 from llava_cli.engines.tokenise import Piece, tokenise
 from llava_cli.errors import LlavaError
 from llava_cli.images import Image
-from llava_cli.prompts import PromptFormat, render, runs
+from llava_cli.prompts import PromptFormat, runs
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring cells that are read in one way: token ids, or a tile of a picture."""
+
+    ids: tuple[int, ...] = ()
+    tile: Tile | None = None
+    image: int = 0
+    """Index of the tile's picture."""
+    row: int = 0
+    """The tile's first row among those of its picture."""
+    key: str = ""
+    """Identity of the tile."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """What will stand there."""
+        return list(self.ids) if self.tile is None else self.tile.cells(self.key)
 
 
 @dataclass(frozen=True)
@@ -28,23 +50,32 @@ class Prompt:
     """What is known of each image."""
 
     @cached_property
-    def cells(self) -> list[Cell]:
-        """What will stand at each position of the context."""
-        cells: list[Cell] = []
+    def stretches(self) -> tuple[Stretch, ...]:
+        """All of it, in order."""
+        found: list[Stretch] = []
         for piece in self.pieces:
             if piece.image is None:
-                cells += piece.ids
+                found.append(Stretch(piece.ids))
             else:
-                picture = self.pictures[piece.image]
-                cells += [(picture.key, row) for row in range(picture.count)]
-        return cells
+                found += _picture_stretches(piece.image, self.pictures[piece.image])
+        return tuple(found)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """What will stand at each place of the context."""
+        return [cell for stretch in self.stretches for cell in stretch.cells]
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The tiles of all pictures."""
+        return tuple(s.tile for s in self.stretches if s.tile is not None)
 
     @cached_property
     def picture_ends(self) -> tuple[int, ...]:
-        """The positions behind each picture."""
+        """How many cells stand up to the end of each picture."""
         ends, place = [], 0
         for piece in self.pieces:
-            place += len(piece.ids) if piece.image is None else self.pictures[piece.image].count
+            place += len(piece.ids) if piece.image is None else self.pictures[piece.image].cells
             if piece.image is not None:
                 ends.append(place)
         return tuple(ends)
@@ -56,9 +87,21 @@ class Prompt:
 
     @property
     def text_in_front(self) -> int:
-        """Positions in front of the first picture."""
+        """Cells in front of the first picture."""
         first = self.pieces[0] if self.pieces else Piece()
         return len(first.ids)
+
+
+def _picture_stretches(image: int, picture: Picture) -> Iterator[Stretch]:
+    """A picture's tiles and the token ids around them."""
+    row = 0
+    for part in picture.parts:
+        if isinstance(part, Tile):
+            key = f"{picture.key}:{row}" if row else picture.key
+            yield Stretch(tile=part, image=image, row=row, key=key)
+            row += part.count
+        else:
+            yield Stretch(part)
 
 
 class Reader:
@@ -68,6 +111,7 @@ class Reader:
         self,
         text: LanguageModel,
         prompt_format: PromptFormat,
+        write: Write,
         pictures: Pictures,
         reference: str,
         load_s: float,
@@ -75,12 +119,13 @@ class Reader:
         self.text = text
         self.pictures = pictures
         self._format = prompt_format
+        self._write = write
         self._reference = reference
         self._load_s = load_s
 
     def pieces(self, conversation: Conversation) -> tuple[Piece, ...]:
         """Token ids and picture slots."""
-        return tokenise(runs(render(conversation, self._format)), self.text.vocabulary)
+        return tokenise(runs(self._write(conversation)), self.text.vocabulary)
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """A conversation's prompt; no picture's features are computed."""
@@ -98,18 +143,20 @@ class Reader:
         place = 0
         last = len(prompt.cells) if end is None else end
         logits: Logits | None = None
-        for piece in prompt.pieces:
-            picture = None if piece.image is None else prompt.pictures[piece.image]
-            length = len(piece.ids) if picture is None else picture.count
+        for stretch in prompt.stretches:
+            length = len(stretch.ids) if stretch.tile is None else stretch.tile.count
             skip, stop = max(start - place, 0), min(last - place, length)
             place += length
             if skip >= stop:
                 continue
-            if picture is None or piece.image is None:
-                logits = context.read_tokens(piece.ids[skip:stop], sequence)
+            if stretch.tile is None:
+                logits = context.read_tokens(stretch.ids[skip:stop], sequence)
+                continue
+            rows = self.pictures.rows(prompt.images[stretch.image])[stretch.row :]
+            if stretch.tile.whole:
+                logits = context.read_tile(rows[:length], stretch.key, stretch.tile, sequence)
             else:
-                rows = self.pictures.rows(prompt.images[piece.image])[:stop]
-                logits = context.read_rows(rows, picture.key, skip, sequence)
+                logits = context.read_rows(rows[:stop], stretch.key, skip, sequence)
         if logits is None:
             raise LlavaError("the prompt is empty", "ask something")
         return logits

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava_cli.cache import DiskCache
-from llava_cli.engines.gguf.context import Cell, Context
+from llava_cli.engines.gguf.context import Context
+from llava_cli.engines.gguf.layout import Cell
 from llava_cli.engines.gguf.prompt import Prompt
 
 KIND = "state"

@@ -7,8 +7,10 @@ tokens, D width of the language model, T width of the tower, P patch side, S pic
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +20,39 @@ from llava_cli.engines.gguf.binding import mtmd
 from llava_cli.engines.gguf.guard import GraphGuard
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LoadWatch
+from llava_cli.engines.gguf.layout import Part, Tile
 from llava_cli.engines.gguf.stock import loadable
 from llava_cli.errors import LlavaError, ModelInvalid, OutOfMemory
 from llava_cli.models.gguf_header import BF16, F16, F32, GGUFHeader, read_header
 from llava_cli.models.mmproj import newline_name
-from llava_cli.pixels import PixelConfig, Pixels, normalise
+from llava_cli.pixels import PixelConfig, Pixels, normalise, prepare
+from llava_cli.tiles import Grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 Rows = npt.NDArray[np.float32]
 _FLASH_AUTO, _FLASH_OFF = -1, 0
 
 
+class Squares:
+    """How a LLaVA's picture becomes tokens, known from the mmproj's metadata alone."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self.grid = Grid.from_metadata(metadata)
+        config = PixelConfig.from_metadata(metadata)
+        self.how = [asdict(config), self.grid and self.grid.pinpoints]
+        """Identity of the preparation."""
+        side = metadata["clip.vision.image_size"] // metadata["clip.vision.patch_size"]
+        self._tokens = int(side**2)
+
+    def layout(self, width: int, height: int) -> tuple[Part, ...]:
+        """What stands in the prompt for a picture of so many pixels."""
+        return (Tile.plain(self.grid.count(width, height) if self.grid else self._tokens),)
+
+
 class ImageEncoder:
-    """A mmproj, loaded for one text model."""
+    """A LLaVA's mmproj, loaded for one text model."""
 
     def __init__(
         self,
@@ -50,31 +73,28 @@ class ImageEncoder:
         newline = newline_name(header)
         self.newline = None if newline is None else _tensor(header, newline)
         """(D,), which ends a row of tiles."""
-        interrupt = interrupt or Interrupt()
-        self._interrupt = interrupt
+        self._squares = Squares(header.metadata)
+        self._interrupt = interrupt or Interrupt()
         self._guard = GraphGuard(
-            interrupt, has_class="v.class_embd" in header.tensors, erf_layers=_erf_layers(header)
+            self._interrupt,
+            has_class="v.class_embd" in header.tensors,
+            erf_layers=_erf_layers(header),
         )
-        parameters = mtmd.mtmd_context_params_default()
-        parameters.warmup = False
-        parameters.print_timings = False
-        parameters.use_gpu = use_gpu
-        parameters.n_threads = threads
-        parameters.flash_attn_type = _FLASH_OFF if _all_f32(header) else _FLASH_AUTO
-        parameters.cb_eval = self._guard.callback
-        binding.forget_errors()
-        watch = LoadWatch(interrupt)
-        parameters.progress_callback = mtmd.mtmd_progress_callback(watch.on_progress)
-        with loadable(header) as file, interrupt.deferred():
-            self._context = mtmd.mtmd_init_from_file(str(file).encode(), model, parameters)
-        if not self._context:
-            if binding.ran_out_of_memory():
-                raise OutOfMemory(f"{path.name} does not fit into memory", "use a smaller model")
-            reasons = "; ".join(binding.last_errors()[-2:]) or "llama.cpp gives no reason"
-            raise ModelInvalid(f"cannot load {path}: {reasons}", "convert the model again")
-        if not mtmd.mtmd_support_vision(self._context):
-            self.close()
-            raise ModelInvalid(f"{path} cannot read pictures", "give another mmproj")
+        self._context = opened(
+            header, model, self._interrupt, self._guard, threads=threads, use_gpu=use_gpu
+        )
+
+    def layout(self, width: int, height: int) -> tuple[Part, ...]:
+        """What stands in the prompt for a picture of so many pixels."""
+        return self._squares.layout(width, height)
+
+    def features(self, picture: PILImage) -> Rows:
+        """An upright RGB picture's rows (N, D): of its one square, or of its tiles, packed."""
+        grid = self._squares.grid
+        if grid is None or self.newline is None:
+            return self.encode(prepare(picture, self.pixels))
+        rows = [self.encode(square) for square in grid.squares(picture, self.pixels)]
+        return grid.pack(rows, self.newline, *picture.size)
 
     def encode(self, pixels: Pixels) -> Rows:
         """Prepared pixels uint8 (S, S, 3) as float32 (N, D)."""
@@ -98,19 +118,9 @@ class ImageEncoder:
         parts = (ctypes.POINTER(mtmd.mtmd_input_part) * 1)(ctypes.pointer(part))
         code = mtmd.mtmd_tokenize_from_parts(self._context, chunks, parts, 1, False)
         if code != 0 or mtmd.mtmd_input_chunks_size(chunks) != 1:
-            raise LlavaError(f"llama.cpp did not take the picture (code {code})", _REPORT)
+            raise LlavaError(f"llama.cpp did not take the picture (code {code})", REPORT)
         chunk = mtmd.mtmd_input_chunks_get(chunks, 0)
-        with self._interrupt.deferred():
-            code = mtmd.mtmd_encode_chunk(self._context, chunk)
-        self._guard.check()
-        if code != 0:
-            raise LlavaError(f"llama.cpp could not encode the picture (code {code})", _REPORT)
-        count = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
-        output = mtmd.mtmd_get_output_embd(self._context)
-        rows = np.ctypeslib.as_array(output, (count, self.width)).copy()  # the buffer is reused
-        if not np.isfinite(rows).all():
-            raise LlavaError("the picture's features are not numbers", "the mmproj may be damaged")
-        return rows
+        return encoded(self._context, chunk, self._interrupt, self._guard, self.width)
 
     def close(self) -> None:
         """Free the encoder; a second call does nothing."""
@@ -137,7 +147,56 @@ class PatchEmbedding:
         return np.ascontiguousarray(rows if self.bias is None else rows + self.bias)
 
 
-_REPORT = "run again with --debug and report this"
+REPORT = "run again with --debug and report this"
+
+
+def opened(
+    header: GGUFHeader,
+    model: int,
+    interrupt: Interrupt,
+    guard: GraphGuard,
+    *,
+    threads: int,
+    use_gpu: bool,
+) -> Any:
+    """mtmd's context of a mmproj that reads pictures for a text model."""
+    path = header.path
+    parameters = mtmd.mtmd_context_params_default()
+    parameters.warmup = False
+    parameters.print_timings = False
+    parameters.use_gpu = use_gpu
+    parameters.n_threads = threads
+    parameters.flash_attn_type = _FLASH_OFF if _all_f32(header) else _FLASH_AUTO
+    parameters.cb_eval = guard.callback
+    binding.forget_errors()
+    watch = LoadWatch(interrupt)
+    parameters.progress_callback = mtmd.mtmd_progress_callback(watch.on_progress)
+    with loadable(header) as file, interrupt.deferred():
+        context = mtmd.mtmd_init_from_file(str(file).encode(), model, parameters)
+    if not context:
+        if binding.ran_out_of_memory():
+            raise OutOfMemory(f"{path.name} does not fit into memory", "use a smaller model")
+        reasons = "; ".join(binding.last_errors()[-2:]) or "llama.cpp gives no reason"
+        raise ModelInvalid(f"cannot load {path}: {reasons}", "convert the model again")
+    if not mtmd.mtmd_support_vision(context):
+        mtmd.mtmd_free(context)
+        raise ModelInvalid(f"{path} cannot read pictures", "give another mmproj")
+    return context
+
+
+def encoded(context: Any, chunk: Any, interrupt: Interrupt, guard: GraphGuard, width: int) -> Rows:
+    """The rows (N, D) of one of mtmd's chunks of a picture."""
+    with interrupt.deferred():
+        code = mtmd.mtmd_encode_chunk(context, chunk)
+    guard.check()
+    if code != 0:
+        raise LlavaError(f"llama.cpp could not encode the picture (code {code})", REPORT)
+    count = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+    output = mtmd.mtmd_get_output_embd(context)
+    rows = np.ctypeslib.as_array(output, (count, width)).copy()  # the buffer is reused
+    if not np.isfinite(rows).all():
+        raise LlavaError("the picture's features are not numbers", "the mmproj may be damaged")
+    return rows
 
 
 def _erf_layers(header: GGUFHeader) -> int:

@@ -46,6 +46,27 @@ class LlamaVocabulary:
         """Whether the model ends its turn with this token."""
         return bool(lib.llama_vocab_is_eog(self.handle, token))
 
+    @property
+    def marks(self) -> tuple[str, str]:
+        """Texts of the tokens that begin and end a text."""
+        begin, end = (int(f(self.handle)) for f in (lib.llama_vocab_bos, lib.llama_vocab_eos))
+        return self._text(begin), self._text(end)
+
+    def controls(self, text: str) -> frozenset[str]:
+        """The special tokens that stand in a text."""
+        ids = set(self._tokenise(text, parse_special=True))
+        return frozenset(
+            name
+            for name in (self._text(i) for i in ids if lib.llama_vocab_is_control(self.handle, i))
+            if name and name in text
+        )
+
+    def _text(self, token: int) -> str:
+        """How the vocabulary writes a token; empty where there is none."""
+        if token < 0:
+            return ""
+        return str((lib.llama_vocab_get_text(self.handle, token) or b"").decode("utf-8", "replace"))
+
     def _piece(self, token: int, *, special: bool) -> bytes:
         capacity = 64
         while True:

@@ -44,11 +44,15 @@ def mmproj_gguf() -> Writer:
         projector: str = "mlp",
         numbers: dict[str, int] | None = None,
         reshaped: dict[str, tuple[int, ...]] | None = None,
+        vision: bool | None = True,
+        audio: bool | None = None,
     ) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = GGUFWriter(path, "clip")
         writer.add_type("mmproj")
-        writer.add_bool("clip.has_vision_encoder", True)
+        for key, there in {"vision": vision, "audio": audio}.items():
+            if there is not None:
+                writer.add_bool(f"clip.has_{key}_encoder", there)
         writer.add_string("clip.projector_type", projector)
         for key, value in {"image_size": 4, "patch_size": 2, "embedding_length": 4,
                            "feed_forward_length": 6, "block_count": blocks,

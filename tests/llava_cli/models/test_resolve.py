@@ -127,7 +127,11 @@ def test_a_missing_mmproj_file_is_named(pair: Path) -> None:
         ({"without": ("v.blk.0.ffn_down.bias",)}, "lacks v.blk.0.ffn_down.bias"),
         ({"feature_layer": None}, "feature_layer"),
         ({"feature_layer": (2,)}, "bad clip.vision.feature_layer"),
-        ({"projector": "ldp"}, "projector of kind 'ldp'"),
+        ({"projector": "deepseek4v"}, "projector of kind 'deepseek4v'"),
+        ({"projector": "pixtral", "without": ("mm.2.weight",)}, "lacks mm.2.weight"),
+        ({"projector": "gemma3", "numbers": {"patch_size": 0}}, "no usable clip.vision.patch_size"),
+        ({"vision": False}, "has no image encoder$"),
+        ({"vision": None, "audio": True, "projector": "ultravox"}, "it hears sound"),
         ({"numbers": {"attention.head_count": 0}}, "no usable clip.vision.attention.head_count"),
         ({"numbers": {"attention.head_count": 3}}, "do not fit together"),
         ({"numbers": {"image_size": 8}}, "v.position_embd.weight has the shape"),
@@ -168,6 +172,35 @@ def test_a_chat_template_names_the_format_where_our_key_is_missing(
     text = text_gguf(tmp_path / "a.gguf", tokenizer__chat_template=VICUNA_TEMPLATE)
     mmproj_gguf(tmp_path / "b.gguf")
     assert models.resolve(str(text)).prompt_format == "vicuna_v1"
+
+
+def test_a_template_that_writes_none_of_our_formats_is_the_format(
+    text_gguf: Writer, mmproj_gguf: Writer, tmp_path: Path
+) -> None:
+    text = text_gguf(tmp_path / "a.gguf", tokenizer__chat_template="{{ messages }}")
+    mmproj_gguf(tmp_path / "b.gguf")
+    assert models.resolve(str(text)).prompt_format == "chat_template"
+
+
+def test_another_family_writes_its_prompts_by_its_template_alone(
+    text_gguf: Writer, mmproj_gguf: Writer, tmp_path: Path
+) -> None:
+    text = text_gguf(tmp_path / "a.gguf", tokenizer__chat_template=VICUNA_TEMPLATE)
+    mmproj_gguf(tmp_path / "b.gguf", projector="pixtral")
+    assert models.resolve(str(text)).prompt_format == "chat_template"
+
+
+@pytest.mark.parametrize(
+    ("projector", "last"), [("pixtral", "mm.2.weight"), ("idefics3", "mm.model.fc.weight")]
+)
+def test_a_mmproj_of_another_family_must_fit_too(
+    pair: Path, mmproj_gguf: Writer, tmp_path: Path, projector: str, last: str
+) -> None:
+    options = {"projector": projector, "reshaped": {last: (16, 4)}}
+    wide = mmproj_gguf(tmp_path / "wide.gguf", **options)
+    assert refused(str(pair / "model.gguf"), "another width", mmproj=str(wide))
+    narrow = mmproj_gguf(tmp_path / "fits.gguf", projector=projector, reshaped={last: (8, 4)})
+    assert models.resolve(str(pair / "model.gguf"), mmproj=str(narrow)).mmproj == narrow
 
 
 def test_a_llava_hf_folder_and_a_run_are_found(tmp_path: Path) -> None:
