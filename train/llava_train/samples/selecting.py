@@ -41,9 +41,9 @@ def select(
         raise DataError(f"{data} holds no captions", "see llava data filter --help")
     rows = ((position, caption) for position, caption in enumerate(captions(data)))
     chosen = kept(rows, _text, chunk, counts, cap=cap, seed=seed)
-    made = (as_sample(caption, position, requests, seed) for position, caption in chosen)
     lacking = f"no noun phrase of {data} is in {least} captions, so none is kept"
-    made = some(made, lacking, "take a lower --least")
+    chosen = some(chosen, lacking, "take a lower --least")
+    made = (as_sample(caption, position, requests, seed) for position, caption in chosen)
     found = {
         "captions": counts.captions,
         "noun_phrases": counts.phrases,
