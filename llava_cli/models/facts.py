@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cli.models.files import ModelFiles
+from llava_cli.models.folders import read_json
 from llava_cli.models.gguf_header import read_header
 from llava_cli.models.mmproj import is_llava, projector_of
 
@@ -184,7 +185,7 @@ def torch_memory(files: ModelFiles, width: int) -> int:
 
 
 def weights(folder: Path) -> tuple[int, Counter[str]]:
-    """Parameters of a folder's safetensors files, in all and by number format."""
+    """Parameters of a folder's weights, in all and by number format."""
     dtypes: Counter[str] = Counter()
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -193,7 +194,15 @@ def weights(folder: Path) -> tuple[int, Counter[str]]:
         for name, entry in header.items():
             if name != "__metadata__":
                 dtypes[str(entry["dtype"])] += math.prod(entry["shape"])
+    dtypes = dtypes or _pickled(folder)
     return sum(dtypes.values()), dtypes
+
+
+def _pickled(folder: Path) -> Counter[str]:
+    """Of torch's .bin files, which are not opened here: as many as their bytes can hold."""
+    kind = str(read_json(folder / "config.json").get("torch_dtype") or "float16")
+    size = sum(path.stat().st_size for path in folder.glob("pytorch_model*.bin"))
+    return Counter({kind: size // (4 if kind == "float32" else 2)}) if size else Counter()
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from llava_cli.engines.layouts.source import Extras
 from llava_cli.engines.layouts.sources import open_source
 from llava_cli.errors import ModelError, ModelInvalid, ModelNotFound, OutOfMemory, UsageError
 from llava_cli.images import Image
+from llava_cli.models.facts import facts, weights
 from llava_convert.hf_target import convert_to_hf
 from tests import tiny
 from tests.llava_convert.families import PINPOINTS, build
@@ -303,6 +304,17 @@ def test_what_does_not_fit_is_said_before_it_is_read(
     with pytest.raises(OutOfMemory, match="for its weights alone") as caught:
         ids_of(original, vision_tower=tower)
     assert caught.value.exit_code == 6 and caught.value.hint
+
+
+def test_show_tells_what_a_checkpoint_is_without_opening_its_pickles(
+    model: Path, tower: Path, tmp_path: Path
+) -> None:
+    original = write_original(model, tmp_path / "o", form="sharded bin", torch_dtype="float32")
+    found = facts(models.resolve(str(original), vision_tower=str(tower)))
+    assert (found.architecture, found.tower.kind) == ("LlavaLlamaForCausalLM", TOWER_NAME)
+    parameters, _ = weights(model)
+    assert found.parameters == pytest.approx(parameters, rel=0.1)
+    assert found.quantization == "float32" and found.memory_bytes > 2 * parameters
 
 
 def test_parts_for_a_whole_model_are_refused(model: Path, tower: Path, tmp_path: Path) -> None:
