@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,13 @@ def at_terminal(arguments: list[str], env: dict[str, Any], answer: bytes) -> tup
     )
     os.close(slave)
     screen, answered = b"", False
-    while select.select([master], [], [], 100)[0]:
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        if not select.select([master], [], [], 2)[0]:
+            # Python's readline may miss a Ctrl-C that comes just before it waits: press it again.
+            if answered and answer == b"\x03":
+                os.write(master, answer)
+            continue
         try:
             chunk = os.read(master, 4096)
         except OSError:  # the last one closed it
