@@ -14,6 +14,8 @@ from llava_cli.writing import create_bytes, write_bytes
 
 MAX_BYTES = 4 * 1024 * 1024
 """Largest text file that is taken for a caption."""
+_MOSTLY = 64 * 1024
+"""Bytes that hold nearly every sidecar."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Sidecars:
         """The caption that is there; None without one (no file, an empty one, a bare XMP)."""
         try:
             with target.open("rb") as file:
-                data = file.read(xmp.MAX_BYTES + 1)
+                data = file.read(_MOSTLY)  # room for the largest would cost more than reading
+                if len(data) == _MOSTLY:
+                    data += file.read(xmp.MAX_BYTES + 1 - _MOSTLY)
         except FileNotFoundError:
             return None
         except OSError as error:
