@@ -1,8 +1,8 @@
 """Tiny random GGUF models of families that are no LLaVA, written tensor by tensor.
 
 SmolVLM (SigLIP, pixel shuffle, tiles), Gemma 3 (rows of a picture see each other), Qwen2-VL and
-Qwen2.5-VL (M-RoPE; windows in the latter's tower) and Pixtral (rotary tower, a break behind each row
-of patches). Text: hidden 64, FFN 96, 2 layers, 2 heads of 32. Neither torch nor a converter is
+Qwen2.5-VL (M-RoPE; windows in the latter's tower) and Pixtral (rotary tower, a break behind each
+row of patches). Text: hidden 64, FFN 96, 2 layers, 2 heads of 32. Neither torch nor a converter is
 needed; `tests/families_torch.py` puts the same numbers into transformers' models.
 """
 
