@@ -40,6 +40,9 @@ _QWEN = {
     "v.post_ln": "merger.ln_q", "mm.0": "merger.mlp.0", "mm.2": "merger.mlp.2", "ln1": "norm1",
     "ln2": "norm2", "attn_out": "attn.proj", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2",
 }  # fmt: skip
+_QWEN25 = _QWEN | {
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
 _PIXTRAL = {
     "v.patch_embd": "patch_conv", "v.pre_ln": "ln_pre", "ln1": "attention_norm", "ln2": "ffn_norm",
     "attn_q": "attention.q_proj", "attn_k": "attention.k_proj", "attn_v": "attention.v_proj",
@@ -55,7 +58,8 @@ class Reference:
         self.name = name
         text = _tensors(folder / f"{name}.gguf")
         tower = _tensors(folder / f"mmproj-{name}.gguf")
-        makers = {"smolvlm": _smolvlm, "gemma3": _gemma3, "qwen2vl": _qwen2vl, "pixtral": _pixtral}
+        makers = {"smolvlm": _smolvlm, "gemma3": _gemma3, "pixtral": _pixtral,
+                  "qwen2vl": _qwen2vl, "qwen2.5vl": _qwen25vl}  # fmt: skip
         make = makers[name]
         self._model, weights = make(text, tower)
         weights["lm_head.weight"] = text["output.weight"]
@@ -158,25 +162,48 @@ def _gemma3(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, dic
 def _qwen2vl(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    sizes = _sizes(len(text["output.weight"]))
-    del sizes["head_dim"]
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
     config = Qwen2VLConfig(
         vision_config={"depth": tiny.TOWER_LAYERS, "embed_dim": tiny.TOWER, "num_heads": 2,
                        "hidden_size": tiny.HIDDEN, "patch_size": 14,
                        "mlp_ratio": tiny.TOWER_FFN // tiny.TOWER},
-        text_config={**sizes, "rope_parameters": rope},
-        tie_word_embeddings=False, image_token_id=IMAGE,
+        text_config=_qwen_text(text), tie_word_embeddings=False, image_token_id=IMAGE,
     )  # fmt: skip
+    model = Qwen2VLForConditionalGeneration(config)
+    return model.eval(), _qwen_weights(text, tower, _QWEN)
+
+
+def _qwen25vl(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(
+        vision_config={"depth": tiny.TOWER_LAYERS, "hidden_size": tiny.TOWER, "num_heads": 2,
+                       "intermediate_size": tiny.TOWER_FFN, "out_hidden_size": tiny.HIDDEN,
+                       "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1]},
+        text_config=_qwen_text(text), tie_word_embeddings=False, image_token_id=IMAGE,
+    )  # fmt: skip
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    return model.eval(), _qwen_weights(text, tower, _QWEN25)
+
+
+def _qwen_text(text: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = _sizes(len(text["output.weight"]))
+    del sizes["head_dim"]
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+    return {**sizes, "rope_parameters": rope}
+
+
+def _qwen_weights(
+    text: Mapping[str, Any], tower: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
     weights = _renamed(text, "model.language_model", _TEXT)
-    weights |= _renamed(tower, "model.visual", _QWEN, "blocks")
+    weights |= _renamed(tower, "model.visual", names, "blocks")
     both = [tower["v.patch_embd.weight"], tower["v.patch_embd.weight.1"]]
     weights["model.visual.patch_embed.proj.weight"] = torch.stack(both, dim=2)
     for layer in range(tiny.TOWER_LAYERS):
         for kind in ("weight", "bias"):
             parts = [tower[f"v.blk.{layer}.attn_{part}.{kind}"] for part in "qkv"]
             weights[f"model.visual.blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
-    return Qwen2VLForConditionalGeneration(config).eval(), weights
+    return weights
 
 
 def _pixtral(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

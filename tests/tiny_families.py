@@ -1,9 +1,9 @@
 """Tiny random GGUF models of families that are no LLaVA, written tensor by tensor.
 
-SmolVLM (SigLIP, pixel shuffle, tiles), Gemma 3 (rows of a picture see each other), Qwen2-VL
-(M-RoPE) and Pixtral (rotary tower, a break behind each row of patches). Text: hidden 64, FFN 96,
-2 layers, 2 heads of 32. Neither torch nor a converter is needed;
-`tests/families_torch.py` puts the same numbers into transformers' models.
+SmolVLM (SigLIP, pixel shuffle, tiles), Gemma 3 (rows of a picture see each other), Qwen2-VL and
+Qwen2.5-VL (M-RoPE; windows in the latter's tower) and Pixtral (rotary tower, a break behind each
+row of patches). Text: hidden 64, FFN 96, 2 layers, 2 heads of 32. Neither torch nor a converter is
+needed; `tests/families_torch.py` puts the same numbers into transformers' models.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ FAMILIES = {
         _chat("<|im_start|>", "<|im_end|>", "<|vision_start|><|image_pad|><|vision_end|>"),
         (112, 84), 14, 560, {}, {"rope.dimension_sections": [4, 6, 6, 0]},
     ),
+    "qwen2.5vl": Family(
+        "qwen2vl", "qwen2.5vl_merger",
+        _chat("<|im_start|>", "<|im_end|>", "<|vision_start|><|image_pad|><|vision_end|>"),
+        (224, 168), 14, 560, {"n_wa_pattern": 2}, {"rope.dimension_sections": [4, 6, 6, 0]},
+    ),
     "pixtral": Family(
         "llama", "pixtral",
         "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
@@ -137,6 +142,8 @@ def tower_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array]:
     """The tensors of tower and projector."""
     if family.projector == "pixtral":
         return pixtral_tensors(family, rng)
+    if family.projector == "qwen2.5vl_merger":
+        return qwen25_tensors(family, rng)
     qwen, patch = family.projector == "qwen2vl_merger", family.patch
     tensors = {"v.patch_embd.weight": _normal(rng, (TOWER, 3, patch, patch), 0.7 / patch)}
     if qwen:
@@ -157,10 +164,7 @@ def tower_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array]:
             tensors |= _norm(rng, f"{block}.{name}")
     tensors |= _norm(rng, "v.post_ln")
     if qwen:
-        tensors["mm.0.weight"] = _matrix(rng, 4 * TOWER, 4 * TOWER)
-        tensors["mm.0.bias"] = _normal(rng, (4 * TOWER,), 0.1)
-        tensors["mm.2.weight"] = _matrix(rng, HIDDEN, 4 * TOWER)
-        tensors["mm.2.bias"] = _normal(rng, (HIDDEN,), 0.1)
+        tensors |= _merger(rng)
     elif family.projector == "gemma3":
         tensors["mm.input_projection.weight"] = _matrix(rng, HIDDEN, TOWER).T.copy()
         tensors["mm.soft_emb_norm.weight"] = _around_one(rng, TOWER)
@@ -179,6 +183,25 @@ def pixtral_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array
         "mm.2.weight": _matrix(rng, HIDDEN, HIDDEN),
         "mm.2.bias": _normal(rng, (HIDDEN,), 0.1),
     }
+    return tensors | _gated_layers(rng)
+
+
+def qwen25_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array]:
+    """Qwen2.5-VL's: as Pixtral's, but with biases, and with Qwen2-VL's patches and projector."""
+    layers = _gated_layers(rng)
+    biases = {
+        name.replace("weight", "bias"): _normal(rng, values.shape[:1], 0.1)
+        for name, values in layers.items()
+        if ".ln" not in name
+    }
+    shape = (TOWER, 3, family.patch, family.patch)
+    patches = {f"v.patch_embd.weight{end}": _normal(rng, shape, 0.05) for end in ("", ".1")}
+    norm = {"v.post_ln.weight": _around_one(rng, TOWER)}
+    return patches | layers | biases | norm | _merger(rng)
+
+
+def _gated_layers(rng: np.random.Generator) -> dict[str, Array]:
+    tensors = {}
     for layer in range(TOWER_LAYERS):
         block = f"v.blk.{layer}"
         for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
@@ -189,6 +212,15 @@ def pixtral_tensors(family: Family, rng: np.random.Generator) -> dict[str, Array
         for name in ("ln1", "ln2"):
             tensors[f"{block}.{name}.weight"] = _around_one(rng, TOWER)
     return tensors
+
+
+def _merger(rng: np.random.Generator) -> dict[str, Array]:
+    return {
+        "mm.0.weight": _matrix(rng, 4 * TOWER, 4 * TOWER),
+        "mm.0.bias": _normal(rng, (4 * TOWER,), 0.1),
+        "mm.2.weight": _matrix(rng, HIDDEN, 4 * TOWER),
+        "mm.2.bias": _normal(rng, (HIDDEN,), 0.1),
+    }
 
 
 def _text(family: Family, tensors: Mapping[str, Array], path: Path) -> None:
@@ -229,7 +261,8 @@ def _mmproj(family: Family, tensors: Mapping[str, Array], path: Path) -> None:
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_string("clip.projector_type", family.projector)
     if family.projector != "qwen2vl_merger":  # whose activation is llama.cpp's default
-        writer.add_bool(f"clip.use_{'silu' if family.projector == 'pixtral' else 'gelu'}", True)
+        gated = family.projector in ("pixtral", "qwen2.5vl_merger")
+        writer.add_bool(f"clip.use_{'silu' if gated else 'gelu'}", True)
     numbers = {"image_size": family.side, "patch_size": family.patch, "embedding_length": TOWER,
                "feed_forward_length": TOWER_FFN, "block_count": TOWER_LAYERS,
                "attention.head_count": 2, "projection_dim": HIDDEN, **family.vision}  # fmt: skip

@@ -262,7 +262,7 @@ _computing = section(
         "--image-tokens",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Merge each picture's tokens down to N: quicker, less exact.",
+        help="Read each picture in at most N tokens: quicker, less exact.",
     ),
     click.option("--no-cache", is_flag=True, help="Keep nothing on disk, use nothing kept there."),
 )

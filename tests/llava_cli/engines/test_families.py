@@ -1,4 +1,4 @@
-"""GGUF models of other families: SmolVLM, Gemma 3, Qwen2-VL and Pixtral.
+"""GGUF models of other families: SmolVLM, Gemma 3, Qwen2-VL, Qwen2.5-VL, Pixtral.
 
 Two references that know nothing of our loop: transformers with the same numbers, and mtmd's own
 `mtmd_helper_eval_chunks`.
@@ -171,13 +171,10 @@ def written(name: str, turns: Sequence[tuple[str, str]]) -> str:
     return "".join(f"{start}{who}\n{text}{end}" for who, text in turns) + f"{start}assistant\n"
 
 
-OPEN = {"smolvlm": "<|im_start|>", "gemma3": "<start_of_turn>", "qwen2vl": "<|im_start|>"}
-CLOSE = {
-    "smolvlm": "<end_of_utterance>",
-    "gemma3": "<end_of_turn>",
-    "qwen2vl": "<|im_end|>",
-    "pixtral": "[/INST]",
-}
+OPEN = {"smolvlm": "<|im_start|>", "gemma3": "<start_of_turn>", "qwen2vl": "<|im_start|>",
+        "qwen2.5vl": "<|im_start|>"}  # fmt: skip
+CLOSE = {"smolvlm": "<end_of_utterance>", "gemma3": "<end_of_turn>", "qwen2vl": "<|im_end|>",
+         "qwen2.5vl": "<|im_end|>", "pixtral": "[/INST]"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
