@@ -59,7 +59,8 @@ def card(name: str, files: Sequence[ConvertedFile], facts: Mapping[str, str]) ->
         "The text model needs its `mmproj` to see pictures: keep both in one folder.", "",
         "| file | role | type | size | sha256 |", "|---|---|---|---|---|", *rows, "",
         "## Use", "", "```sh", f'llava ask -m {text} photo.jpg "what is unusual here?"',
-        f"llama-mtmd-cli -m {text} --mmproj {mmproj} --image photo.jpg -p 'what is unusual here?'",
+        f"llama-mtmd-cli --jinja -m {text} --mmproj {mmproj} \\",
+        "    --image photo.jpg -p 'what is unusual here?'",
         "ollama create NAME -f Modelfile", "```", "",
     ]  # fmt: skip
     if facts.get("prompt_format"):

@@ -21,6 +21,7 @@ from llava_cli.engines.base import Sampling
 from llava_cli.images import Image
 from llava_cli.prompts import FORMATS, prompt_text, render
 from llava_convert import convert
+from llava_convert.chat_templates import fitting_template
 from tests.llava_convert.families import build
 
 QUESTION = "what is unusual here?"
@@ -110,3 +111,24 @@ def test_a_clip_model_loads_and_answers_in_stock_llama_cpp(
     spoken = len(model.ids(before, add_special=True)) + len(model.ids(after))
     assert read == spoken + tokens
     assert len(answer) > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vicuna_v1", "llava_v1", "v1_mmtag", "llama_2", "llava_llama_2", "mistral_instruct", "mpt",
+     "chatml_direct"],
+)  # fmt: skip
+def test_stock_tools_know_the_template_without_running_jinja(
+    tmp_path: Path, llama_cpp_api: Any, name: str
+) -> None:
+    """`llama-mtmd-cli` stops at a template that it cannot place, unless it is given --jinja."""
+    api = llama_cpp_api.api
+    template = fitting_template(tmp_path, name)
+    assert template is not None
+    messages = (api.llama_chat_message * 1)(api.llama_chat_message(b"user", b"odd?"))
+    written = ctypes.create_string_buffer(1000)
+    size = api.llama_chat_apply_template(template.encode(), messages, 1, True, written, 1000)
+    assert size > 0
+    form = FORMATS[name]
+    for word in (form.user_open.split("\n")[0].strip(), "odd?", form.header.split("\n")[0]):
+        assert word.encode() in written.raw[:size]

@@ -203,7 +203,7 @@ def test_a_chat_template_is_stored_and_gives_the_prompt_format(
     (source / "chat_template.jinja").write_text(template)
     change_json(source / "config.json", lambda value: value.pop("llava_prompt_format"))
     keys = gguf(convert(source, tmp_path / "out").files[0].path)[0]
-    assert keys["tokenizer.chat_template"] == template
+    assert keys["tokenizer.chat_template"] == "{#- USER: ... ASSISTANT: ... -#}" + template
     assert keys["llava.prompt_format"] == "vicuna_v1"
 
 

@@ -50,15 +50,29 @@ _OWN_SYSTEM = "{{ SYSTEM_OPEN + state.system + SYSTEM_CLOSE if state.system else
 
 def template_of(name: str | None) -> str | None:
     """The template of a prompt format by its exact name; None for none."""
-    return jinja(FORMATS[name]) if name in FORMATS else None
+    return recognisable(jinja(FORMATS[name]), FORMATS[name]) if name in FORMATS else None
 
 
 def fitting_template(folder: Path, prompt_format: str | None) -> str | None:
     """The template to store: the folder's own, unless it writes another format than is known."""
     own = chat_template(folder)
-    if prompt_format not in FORMATS or (own and format_of(own) == prompt_format):
+    if prompt_format not in FORMATS:
         return own
+    if own and format_of(own) == prompt_format:
+        return recognisable(own, FORMATS[prompt_format])
     return template_of(prompt_format)
+
+
+def recognisable(template: str, form: PromptFormat) -> str:
+    """The template with the format's own words in it, in a comment where they stand nowhere else.
+
+    llama.cpp's tools run no Jinja unless told to (--jinja): they look for such words to choose one
+    of the templates that they know, and stop where they find none.
+    """
+    words = [word.split("\n")[0] for word in (form.user_open, form.header + form.answer_open)]
+    if all(word in template for word in words):
+        return template
+    return f"{{#- {words[0]}... {words[1]}... -#}}{template}"
 
 
 def jinja(form: PromptFormat) -> str:
