@@ -152,7 +152,9 @@ def test_qlora_trains_beside_4_bit_weights_and_merges_what_they_stand_for(
     ]
     assert len(four) >= 14
     run = train(recipe, from_run=align, data=[talks], images=pictures, output=tmp_path / "run")
-    losses = [json.loads(x)["loss"] for x in (tmp_path / "run" / "log.jsonl").read_text().split()]
+    losses = [
+        json.loads(x)["loss"] for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ]
     assert losses[-1] < losses[0] - 0.1
     start, end = (load_file(place / "model" / "model.safetensors") for place in (align, run.output))
     name = "language_model.model.layers.0.mlp.up_proj.weight"

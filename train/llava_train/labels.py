@@ -81,7 +81,7 @@ class Encoder:
         positions: Sequence[int] | None = None,
     ) -> Encoded:
         """Ids and labels of one rendered conversation."""
-        return self.encode_many([(name, segments)], positions and [positions])[0]
+        return self.encode_many([(name, segments)], [positions] if positions else None)[0]
 
     def encode_many(
         self,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from llava_train.assemble import Parts
+from llava_train.dataset import Shapes
 from llava_train.labels import IGNORE_INDEX
 from llava_train.loader import Batch
 from llava_train.parallel import Group
@@ -35,7 +36,7 @@ class Sharded(nn.Module):
         self._loss = loss
         grid = grid_of(model.config)
         self._squares = (1 if grid is None else grid.tiles(_BLANK), 3, side, side)
-        self._shapes = () if grid is None else (_BLANK,)
+        self._shapes: Shapes = () if grid is None else (_BLANK,)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of the loss; a blank picture without a position takes part with zero gradient."""
@@ -50,7 +51,7 @@ def shard(parts: Parts, loss: Loss, device: torch.device) -> Sharded:
     from torch.distributed.fsdp import fully_shard
 
     tower = parts.members("vision_tower")
-    whole = set() if any(p.requires_grad for p in tower) else set(tower)
+    whole: set[nn.Parameter] = set() if any(p.requires_grad for p in tower) else set(tower)
     for layer in parts.model.model.language_model.layers:
         fully_shard(layer)
     root = Sharded(parts.model, loss, parts.pixels.size)
