@@ -158,8 +158,7 @@ def test_qlora_trains_beside_4_bit_weights_and_merges_what_they_stand_for(
     assert losses[-1] < losses[0] - 0.1
     start, end = (load_file(place / "model" / "model.safetensors") for place in (align, run.output))
     name = "language_model.model.layers.0.mlp.up_proj.weight"
-    moved = (end[name] - start[name]).abs()
-    assert 0 < float(moved.mean()) < float(start[name].abs().mean())
+    assert not torch.equal(end[name], start[name]) and end[name].dtype == torch.float32
     again = assemble(replace(STAGE2, precision="bfloat16"), from_run=run.output)
     batch = loader_of(STAGE2, again, talks, pictures).batch(np.arange(6))
     with torch.no_grad(), stepping.autocast(recipe, torch.device("cpu")):
