@@ -163,6 +163,9 @@ def stage2(run: Run, tower_s: float) -> Iterator[int]:
         start += ["--set", setting]
     with run.counted():
         step, rest = probe(run, "stage2", "mixed.jsonl", *start)
+        began = time.monotonic()
+        run.train("stage2", "stage2", "mixed.jsonl", *start, "--plan")  # reads all of the data
+        rest += time.monotonic() - began
     left = run.minutes * 60 * (1 - RESERVE) - run.spent
     left -= run.scenes * tower_s + run.points * rest
     steps = max(2 * run.points, int(left / step))

@@ -35,7 +35,7 @@ from llava_train.loading import feature_cache
 from llava_train.parallel import Group
 from llava_train.recipe import Recipe
 from llava_train.sources import Picture
-from llava_train.stepping import Stepper, build_optimizer, speed_up
+from llava_train.stepping import Rounded, Stepper, build_optimizer, speed_up
 
 WARM = 2
 """Steps that are not counted."""
@@ -147,6 +147,7 @@ def ours(
     group = Group(device=device)
     plan = Plan(encoded, recipe)
     cache = feature_cache(recipe, parts, encoded, work, group, lambda text: None)
+    Rounded(parts, recipe)
     stepper = Stepper(parts, recipe, build_optimizer(parts, recipe), recipe.steps, group)
     batches = Loader(encoded, parts.pixels, recipe, cache).steps(
         plan.micro_batches, 0, recipe.steps

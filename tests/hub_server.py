@@ -182,12 +182,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(403, {}, b"expired", fault)
             return
         api = path.replace("/api/models/", "/api/", 1)
-        repo = r"((?:datasets/)?[^/]+/[^/?]+)"
-        if match := re.match(rf"/api/{repo}(?:/revision/([^?]+))?(?:\?|$)", api):
+        name = r"((?:datasets/)?[^/]+/[^/?]+)"
+        if match := re.match(rf"/api/{name}(?:/revision/([^?]+))?(?:\?|$)", api):
             self._info(match[1], match[2] or "main", fault)
-        elif match := re.match(rf"/api/{repo}/tree/([^/?]+)", api):
+        elif match := re.match(rf"/api/{name}/tree/([^/?]+)", api):
             self._tree(match[1], match[2], fault)
-        elif match := re.match(rf"/{repo}/resolve/([^/]+)/(.+?)(?:\?|$)", path):
+        elif match := re.match(rf"/{name}/resolve/([^/]+)/(.+?)(?:\?|$)", path):
             self._file(match[1], match[2], match[3], fault)
         else:
             self._send(404, {}, b"{}", fault)

@@ -58,7 +58,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     declared = (
         click.option("--model", metavar="REF", help="Language model, or a whole LLaVA."),
         click.option("--from", "from_run", metavar="RUN", help="A run, or a whole LLaVA."),
-        click.option("--vision-tower", metavar="REF", help="CLIP that looks at the pictures."),
+        click.option(
+            "--vision-tower", metavar="REF", help="CLIP or SigLIP that looks at pictures."
+        ),
         click.option(
             "--data",
             multiple=True,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from llava_convert.sources import open_source
+from llava_cli.engines.layouts.sources import open_source
 from safetensors.numpy import load_file
 
 from llava_cli.errors import LlavaError

@@ -1,4 +1,4 @@
-"""LoRA and DoRA: what trains, what is saved, and that the merged model computes the same."""
+"""LoRA, DoRA, QLoRA: what trains, what is saved, and that the merged model computes the same."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from llava_cli.errors import UsageError
-from llava_train import adapters
+from llava_train import adapters, stepping
 from llava_train.assemble import Parts, assemble
+from llava_train.loader import Loader
+from llava_train.loading import load_data
 from llava_train.loop import train
 from llava_train.recipe import Recipe
 
@@ -21,6 +24,9 @@ ALIGN = Recipe(
     stage="stage1", prompt_format="plain", train_language_model=False, batch=5, micro_batch=3,
     lr=5e-2, steps=1, workers=1, prefetch=1, save_every=2, precision="float32",
 )  # fmt: skip
+STAGE2 = replace(
+    ALIGN, stage="stage2", prompt_format="vicuna_v1", train_language_model=True, lr=1e-2, batch=6
+)
 LORA = replace(
     ALIGN, stage="lora", prompt_format="vicuna_v1", train_language_model=True, adapter="lora",
     lora_rank=4, lora_alpha=8.0, lora_dropout=0.1, lr=1e-2, steps=5, batch=6,
@@ -38,6 +44,10 @@ def align(
         output=output,
     )  # fmt: skip
     return output
+
+
+def loader_of(recipe: Recipe, parts: Parts, data: Path, pictures: Path) -> Loader:
+    return Loader(load_data(recipe, parts, [data], pictures), parts.pixels, recipe)
 
 
 def linears(parts: Parts) -> set[str]:
@@ -120,11 +130,45 @@ def test_a_lora_run_with_dropout_continues_bit_equal(
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_qlora_without_a_gpu_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a CUDA GPU") as caught:
+        assemble(replace(LORA, adapter="qlora"), from_run=tmp_path / "not there")
+    assert "adapter=lora" in caught.value.hint
+
+
+def test_qlora_trains_beside_4_bit_weights_and_merges_what_they_stand_for(
+    align: Path, talks: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes computes on a CPU, too: slowly, but the same."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(adapters, "check", lambda recipe: None)
+    recipe = replace(LORA, adapter="qlora", lora_dropout=0.0, precision="bfloat16", steps=12)
+    parts = assemble(recipe, from_run=align)
+    four = [
+        layer
+        for layer in parts.model.model.language_model.modules()
+        if isinstance(layer, bitsandbytes.nn.Linear4bit)
+    ]
+    assert len(four) >= 14
+    run = train(recipe, from_run=align, data=[talks], images=pictures, output=tmp_path / "run")
+    losses = [
+        json.loads(x)["loss"] for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ]
+    assert losses[-1] < losses[0] - 0.1
+    start, end = (load_file(place / "model" / "model.safetensors") for place in (align, run.output))
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(end[name], start[name]) and end[name].dtype == torch.float32
+    again = assemble(replace(STAGE2, precision="bfloat16"), from_run=run.output)
+    batch = loader_of(STAGE2, again, talks, pictures).batch(np.arange(6))
+    with torch.no_grad(), stepping.autocast(recipe, torch.device("cpu")):
+        loss = float(stepping.answer_loss(again.model, batch)) / batch.answer_tokens
+    assert loss < losses[0] - 0.1  # the export is what was trained, not what it was before
+
+
 def test_what_an_adapter_cannot_be_is_refused() -> None:
     from llava_train.recipe import load, override
 
-    with pytest.raises(UsageError, match="CUDA"):
-        override(load("llava-1.5-lora"), ["adapter=qlora"])
     with pytest.raises(UsageError, match="stage lora without an adapter"):
         override(load("llava-1.5-lora"), ["adapter=none"])
     with pytest.raises(UsageError, match="not trained"):

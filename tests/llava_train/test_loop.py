@@ -241,6 +241,32 @@ def test_bfloat16_with_blocks_stays_near_float32(build: Built, talks: Path, pict
     assert near == pytest.approx(exact, rel=2e-3)
 
 
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_frozen_weights_rounded_once_change_no_bit(
+    build: Built, talks: Path, pictures: Path, adapter: str
+) -> None:
+    recipe = replace(RECIPE, precision="bfloat16", adapter=adapter, lora_rank=4, lora_dropout=0.0)
+    if adapter == "none":
+        recipe = replace(recipe, train_language_model=False)
+    found = []
+    for rounds in (False, True):
+        parts = build(recipe)
+        before = {name: value.clone() for name, value in parts.model.state_dict().items()}
+        rounded = stepping.Rounded(parts, recipe) if rounds else None
+        head = parts.model.lm_head.weight.dtype
+        assert head == (torch.bfloat16 if rounds else torch.float32)
+        batch = loader_of(recipe, parts, talks, pictures).batch(np.arange(6))
+        with stepping.autocast(recipe, CPU):
+            found.append(_loss_and_grads(parts, stepping.answer_loss, batch))
+        if rounded:
+            rounded.restore()
+        after = parts.model.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert found[0][0] == found[1][0] and len(found[0][1]) >= 4
+    for name, grad in found[0][1].items():
+        assert torch.equal(grad, found[1][1][name]), name
+
+
 def test_recomputing_activations_changes_no_gradient(
     build: Built, talks: Path, pictures: Path
 ) -> None:
@@ -311,7 +337,7 @@ def test_what_cannot_be_assembled_is_refused(
         assemble(RECIPE, model=language_model)
     with pytest.raises(UsageError, match="feature_layer"):
         assemble(replace(RECIPE, feature_layer=-5), model=language_model, vision_tower=vision_tower)
-    with pytest.raises(LlavaError, match="no CLIP vision tower"):
+    with pytest.raises(LlavaError, match="no CLIP or SigLIP vision tower"):
         assemble(RECIPE, model=language_model, vision_tower=language_model)
     with pytest.raises(LlavaError, match="no model folder"):
         assemble(RECIPE, model=tmp_path / "none", vision_tower=vision_tower)

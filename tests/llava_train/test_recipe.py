@@ -17,11 +17,12 @@ def test_the_shipped_recipes_load() -> None:
     assert names() == [
         "demo-stage1", "demo-stage2", "llava-1-scienceqa", "llava-1-stage1", "llava-1-stage2",
         "llava-1.5-lora", "llava-1.5-stage1", "llava-1.5-stage2", "llava-1.5-task",
-        "llava-1.5-task-lora",
+        "llava-1.5-task-lora", "llava-1.6",
     ]  # fmt: skip
     for name in names():
         assert load(name).name == name
-        assert load(name).stage == name.rsplit("-", 1)[1].replace("task", "stage2")
+        last = name.rsplit("-", 1)[1]
+        assert load(name).stage == {"task": "stage2", "1.6": "stage2"}.get(last, last)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,14 @@ def test_the_published_numbers_of_lora(name: str) -> None:
         "lora", 128, 256.0, 0.05
     )  # fmt: skip
     assert [got.lr_of(module) for module in recipes.MODULES] == [2e-4, 2e-5, 2e-4]
+
+
+def test_the_published_numbers_of_tiles() -> None:
+    got = load("llava-1.6")
+    assert [got.lr_of(module) for module in recipes.MODULES] == [2e-6, 1e-5, 1e-5]
+    assert all(got.trains(module) for module in recipes.MODULES)
+    assert (got.aspect, got.tiles, got.batch) == ("anyres", "1x2,2x1,2x2,3x1,1x3", 128)
+    assert (got.max_length, got.epochs, got.feature_layer) == (4096, 1.0, -2)
 
 
 def test_set_reads_each_value_as_its_fields_type() -> None:
@@ -146,7 +155,8 @@ def test_the_fingerprint_follows_what_decides_the_result() -> None:
 def test_runs_of_the_first_release_go_on() -> None:
     """Pinned: a field that came later leaves the fingerprint as it was, at its default."""
     assert load("demo-stage1").fingerprint().startswith("95a08404")
-    assert load("demo-stage2").fingerprint().startswith("7a381341")
+    then = override(load("demo-stage2"), ["epochs=1.35"])
+    assert then.fingerprint().startswith("7a381341")
 
 
 def test_a_modules_learning_rate_is_the_recipes_unless_it_has_its_own() -> None:

@@ -96,6 +96,18 @@ def test_stage_1_changes_the_connector_only(stage1: Path, language_model: Path) 
     assert len(names) == 4
 
 
+def test_a_frozen_model_is_exported_as_it_was(
+    language_model: Path, vision_tower: Path, pairs: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Though the run computes in bfloat16."""
+    train(
+        replace(STAGE1, precision="bfloat16"), model=language_model, vision_tower=vision_tower,
+        data=[pairs], images=pictures, output=tmp_path / "run", max_steps=1,
+    )  # fmt: skip
+    start, end = load_file(language_model / "model.safetensors"), weights(tmp_path / "run")
+    assert all(torch.equal(end[f"language_model.{name}"], start[name]) for name in start)
+
+
 def test_the_run_says_its_prompt_format_and_recipe(stage1: Path) -> None:
     config = json.loads((stage1 / "model" / "config.json").read_text())
     assert config["llava_prompt_format"] == "plain"

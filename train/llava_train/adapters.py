@@ -1,18 +1,19 @@
-"""LoRA and DoRA on the language model's linear layers: put in, saved on their own, merged back.
+"""LoRA, DoRA and QLoRA on the language model's linear layers: put in, saved alone, merged back.
 
-The low-rank layers are peft's; the model's class and its other tensors stay as they are. Not here:
-4-bit weights.
+The low-rank layers are peft's, the 4-bit weights bitsandbytes'; the model's class and its other
+tensors stay as they are.
 """
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava_cli.errors import MissingDependency
+from llava_cli.errors import MissingDependency, UsageError
 from llava_train.recipe import Recipe
 
 _NAME = "default"
@@ -20,15 +21,31 @@ _PREFIX = "base_model.model."
 """What peft writes in front of every name."""
 
 
+def check(recipe: Recipe) -> None:
+    """Before a model is loaded: what QLoRA needs is there."""
+    if recipe.adapter != "qlora":
+        return
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "QLoRA needs a CUDA GPU",
+            "use --set adapter=lora --set frozen_dtype=bfloat16: half the memory of float32",
+        )
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependency("QLoRA needs bitsandbytes", "pip install bitsandbytes")
+
+
 def attach(model: Any, recipe: Recipe) -> None:
     """Low-rank layers beside every linear layer of the language model, its head left out.
 
-    They are float32 and trainable; B is zero, so the model computes what it did before.
+    They are float32 and trainable; B is zero, so the model computes what it did before. For QLoRA
+    the layers' own weights become 4-bit (NF4, their scales quantised too) on the way to the GPU.
     """
     try:
         from peft import inject_adapter_in_model
     except ImportError as error:
         raise MissingDependency("LoRA needs peft", "pip install 'llava-cli[train]'") from error
+    if recipe.adapter == "qlora":
+        _quantise(model)
     inject_adapter_in_model(_config(model, recipe), model, adapter_name=_NAME)
     for name, parameter in model.named_parameters():
         if _is_low_rank(name):
@@ -61,19 +78,64 @@ def save(folder: Path, model: Any, recipe: Recipe, base: str) -> None:
 
 
 def merge(model: Any) -> None:
-    """Low-rank layers into the weights, in float32; the model is of plain layers afterwards."""
+    """Low-rank layers into the weights, in float32; the model is of plain layers afterwards.
+
+    4-bit weights are taken as what they stand for: that is what was trained beside.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, BaseTunerLayer):
             continue
         base: Any = layer.get_base_layer()
-        base.weight.data = base.weight.data.float()
-        layer.merge(safe_merge=True)
+        if hasattr(base.weight, "quant_state"):
+            merged = _dequantised(base)
+            with torch.no_grad():
+                delta = layer.get_delta_weight(_NAME)  # type: ignore[operator]
+                merged.weight += delta.to(merged.weight)
+            base = merged
+        else:
+            base.weight.data = base.weight.data.float()
+            layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, base)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+    for name in ("peft_config", "is_loaded_in_4bit"):
+        if name in vars(model):
+            delattr(model, name)
+
+
+def _quantise(model: Any) -> None:
+    """Linear layers of the language model as bitsandbytes' 4-bit ones."""
+    import bitsandbytes
+
+    for name, layer in list(model.model.language_model.named_modules()):
+        if not isinstance(layer, torch.nn.Linear):
+            continue
+        four = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=layer.bias is not None,
+            compute_dtype=torch.bfloat16, compress_statistics=True, quant_type="nf4",
+        )  # fmt: skip
+        four.weight = bitsandbytes.nn.Params4bit(
+            layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4",
+            module=four,
+        )  # fmt: skip
+        four.bias = layer.bias
+        parent, _, child = name.rpartition(".")
+        setattr(model.model.language_model.get_submodule(parent), child, four)
+    model.is_loaded_in_4bit = True  # peft asks
+
+
+def _dequantised(layer: Any) -> torch.nn.Linear:
+    """A 4-bit layer as a float32 one."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    bias = layer.bias is not None
+    plain = torch.nn.Linear(layer.in_features, layer.out_features, bias, device=layer.weight.device)
+    with torch.no_grad():
+        plain.weight.copy_(dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+        if bias:
+            plain.bias.copy_(layer.bias)
+    return plain
 
 
 def _config(model: Any, recipe: Recipe) -> Any:

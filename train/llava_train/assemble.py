@@ -85,6 +85,7 @@ def assemble(
         raise UsageError("give either --model or --from", "see llava train --help")
     if from_run is not None and vision_tower is not None:
         raise UsageError("a run brings its own vision tower", "leave --vision-tower out")
+    adapters.check(recipe)
     torch.manual_seed(recipe.seed)  # the new connector's and new rows' initial values
     folder = locate(from_run if model is None else model)
     whole = _config(folder).get("model_type") in towers.LLAVAS

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from llava_cli.errors import LlavaError, UsageError
+from llava_train.sharding import gathered, split_like, split_state
 
 _NAME = re.compile(r"step-(\d+)")
 _WHAT = {"recipe": "another recipe", "data": "other data", "source": "another model"}
@@ -60,7 +61,11 @@ class Identity:
 class Saver:
     """Writes checkpoints, beside the next steps if wanted; one at a time."""
 
-    def __init__(self, folder: Path, identity: Identity, keep: int, *, beside: bool) -> None:
+    def __init__(
+        self, folder: Path, identity: Identity, keep: int, *, beside: bool, writes: bool = True
+    ) -> None:
+        """beside: in a thread. writes: False for a process that only gives its share."""
+        self._writes = writes
         self._folder = folder
         self._identity = identity
         self._keep = keep
@@ -73,6 +78,8 @@ class Saver:
         """Take the state after `step` steps and write it; raises what the one before met."""
         self.wait()
         tensors, rest = snapshot(weights, optimizer)
+        if not self._writes:
+            return
         arguments = (self._folder, step, tensors, rest, self._identity, self._keep)
         if self._pool is None:
             write(*arguments)
@@ -108,7 +115,7 @@ def _copies(value: Any) -> Any:
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return gathered(tensor.detach()).to("cpu", copy=True).contiguous()
 
 
 def write(
@@ -209,8 +216,9 @@ def restore(
         raise UsageError(f"{place} holds other weights than are trained", "use --resume never")
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(tensors[name])
+            weight.copy_(split_like(tensors[name], weight))
     optimizer.load_state_dict(rest["optimizer"])
+    split_state(optimizer)
     torch.set_rng_state(rest["rng"]["cpu"])
     if torch.cuda.is_available() and "cuda" in rest["rng"]:
         torch.cuda.set_rng_state_all(rest["rng"]["cuda"])

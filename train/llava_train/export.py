@@ -20,6 +20,7 @@ from llava_cli.pixels import PixelConfig
 from llava_cli.prompts import FORMATS, PromptFormat
 from llava_cli.tiles import Grid
 from llava_train.labels import IMAGE_TOKEN
+from llava_train.sharding import gathered
 from llava_train.tiling import grid_of
 from llava_train.towers import LLAVAS, has_class
 
@@ -94,12 +95,15 @@ def disk_name(name: str) -> str:
     raise LlavaError(f"the tensor {name} has no place in a llava-hf folder")
 
 
-def _tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and values on disk; of split parameters, every process walks through all."""
     tied = bool(model.config.tie_word_embeddings)
     for name, tensor in model.state_dict().items():
         if tied and name == "lm_head.weight":
             continue
-        value = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        value = gathered(tensor.detach()).to(
+            "cpu", dtype if tensor.is_floating_point() else tensor.dtype
+        )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise LlavaError(
                 f"{name} does not fit into {dtype} or is not finite", "use export_dtype=bfloat16"
@@ -113,7 +117,7 @@ def _weights(folder: Path, model: Any, dtype: torch.dtype) -> None:
 
     shards: list[dict[str, torch.Tensor]] = [{}]
     room, total = _SHARD, 0
-    for name, tensor in _tensors(model, dtype):
+    for name, tensor in tensors(model, dtype):
         if shards[-1] and tensor.nbytes > room:
             shards.append({})
             room = _SHARD

@@ -81,7 +81,8 @@ class Encoder:
         positions: Sequence[int] | None = None,
     ) -> Encoded:
         """Ids and labels of one rendered conversation."""
-        return self.encode_many([(name, segments)], positions and [positions])[0]
+        every = None if positions is None else [positions]
+        return self.encode_many([(name, segments)], every)[0]
 
     def encode_many(
         self,

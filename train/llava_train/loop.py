@@ -25,14 +25,22 @@ from llava_train import adapters, checkpoint, flops, parallel
 from llava_train.assemble import Parts, assemble, locate
 from llava_train.checkpoint import Identity, Saver
 from llava_train.dataset import EncodedData, Plan
-from llava_train.export import export
+from llava_train.export import export, tensors
 from llava_train.features import FeatureCache
 from llava_train.loader import Loader
 from llava_train.loading import Note, feature_cache, load_data
 from llava_train.parallel import Group
 from llava_train.recipe import MODULES, Recipe
 from llava_train.runlog import Log, StepLog, provenance
-from llava_train.stepping import NotFinite, Stepper, build_optimizer, speed_up
+from llava_train.sharding import shard
+from llava_train.stepping import (
+    NotFinite,
+    Rounded,
+    Stepper,
+    answer_loss,
+    build_optimizer,
+    speed_up,
+)  # fmt: skip
 from llava_train.validation import Validation, ValidationLog
 
 
@@ -105,6 +113,9 @@ def train(
         result = _steps(run, stop)
         if not result.interrupted and group.first:
             _finish(run, locate(from_run if model is None else model), result)
+        elif not result.interrupted and run.stepper.sharded:
+            for _ in tensors(parts.model, torch.float32):  # the first process gathers them
+                pass
         group.wait()
         return result
 
@@ -127,6 +138,12 @@ class _Run:
     first: int
     """Steps done before."""
     watch: Watch
+    rounded: Rounded | None
+
+    def save(self, step: int) -> None:
+        """The state after a step; processes that hold a share of it give it to the first."""
+        if self.group.first or self.stepper.sharded:
+            self.saver.save(step, self.weights, self.stepper.optimizer)
 
 
 def _prepare(
@@ -140,7 +157,10 @@ def _prepare(
 ) -> _Run:
     """The plan, the optimizer, and the state of an earlier call put back."""
     plan = Plan(encoded, recipe)
-    parts.model.to(group.device)
+    split = recipe.shard and group.size > 1
+    sharded = shard(parts, answer_loss, group.device) if split else None
+    if sharded is None:
+        parts.model.to(group.device)
     speed_up(parts, recipe, group.device)
     weights = dict(item for name in MODULES for item in parts.parameters(name))
     optimizer = build_optimizer(parts, recipe)
@@ -157,12 +177,13 @@ def _prepare(
     cache = feature_cache(recipe, parts, encoded, place, group, watch.note)
     if group.first:
         (place / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
-    saver = Saver(states, identity, recipe.keep, beside=recipe.async_save)
-    stepper = Stepper(parts, recipe, optimizer, plan.steps, group)
+    rounded = None if sharded else Rounded(parts, recipe)
+    saver = Saver(states, identity, recipe.keep, beside=recipe.async_save, writes=group.first)
+    stepper = Stepper(parts, recipe, optimizer, plan.steps, group, sharded)
     loader = Loader(encoded, parts.pixels, recipe, cache)
     return _Run(
         recipe, parts, encoded, plan, place, group, weights, stepper, saver, loader, cache, first,
-        watch,
+        watch, rounded,
     )  # fmt: skip
 
 
@@ -188,14 +209,13 @@ def _steps(run: _Run, stop: int) -> Result:
             last = step == run.plan.steps
             if last or (recipe.val_every and step % recipe.val_every == 0):
                 logs.validate(step)  # before the state is saved: a kill in between repeats both
-            stopping = group.sums([float(asked.is_set())])[0] > 0
-            due = recipe.save_every and step % recipe.save_every == 0
-            late = recipe.save_every_s and time.monotonic() - saved_at >= recipe.save_every_s
-            if group.first and (due or late or step == stop or stopping):
-                saver.save(step, run.weights, run.stepper.optimizer)
-                saved_at = time.monotonic()
-            if due or late or step == stop or stopping:
-                saved = step
+            due = bool(recipe.save_every) and step % recipe.save_every == 0
+            late = 0 < recipe.save_every_s <= time.monotonic() - saved_at and group.first
+            asking, saving = group.sums([asked.is_set(), due or late or step == stop])
+            stopping = asking > 0
+            if saving or stopping:  # of which all processes know
+                run.save(step)
+                saved, saved_at = step, time.monotonic()
             if stopping:
                 break
         saver.wait()
@@ -212,10 +232,10 @@ def _share(run: _Run) -> Callable[[int], list[npt.NDArray[np.int64]]]:
 def _named(run: _Run, error: NotFinite, step: int, saved: int) -> NotFinite:
     """The last good state saved, and the error with the batch's samples."""
     names = [run.encoded.names[i] for i in run.plan.batch(step - 1)]
+    if saved < step - 1:  # the weights are still those of the step before
+        run.save(step - 1)
+        run.saver.wait()
     if run.group.first:
-        if saved < step - 1:  # the weights are still those of the step before
-            run.saver.save(step - 1, run.weights, run.stepper.optimizer)
-            run.saver.wait()
         text = json.dumps({"step": step, "samples": names}, indent=2)
         (run.place / "failed-batch.json").write_text(text + "\n", "utf-8")
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -239,6 +259,8 @@ def _note_broken(run: _Run) -> None:
 def _finish(run: _Run, base: Path, result: Result) -> None:
     """The model's folder; an adapter also on its own."""
     recipe, parts = run.recipe, run.parts
+    if run.rounded:
+        run.rounded.restore()
     try:
         if recipe.adapter != "none":
             adapters.save(run.place / "adapter", parts.model, recipe, str(base))

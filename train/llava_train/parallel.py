@@ -4,7 +4,8 @@ Every process adds up its own micro-batches, then gradients are summed over all:
 by the answer tokens of the whole global batch already. Because nothing is exchanged while a batch
 is computed, processes may hold batches of any kind (with pictures, without, none at all) and never
 wait for one that does not come. Sums are taken in float64 and rounded once (`GradientSum`), so that
-it does not matter which process computed what. Not here: parameters that are split over processes.
+it does not matter which process computed what. Parameters that are split over processes:
+`sharding.py`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ class Group:
         tensor = torch.tensor(values, dtype=kind, device=self.device)
         distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+    def most(self, count: int) -> int:
+        """The largest of all processes' counts."""
+        if self.size == 1:
+            return count
+        tensor = torch.tensor(count, device=self.device)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return int(tensor)
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -43,7 +43,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 FREE = frozenset({"name", "workers", "prefetch", "pixel_cache_mb", "save_every", "save_every_s",
                    "keep", "export_dtype", "compile", "broken_limit", "val_every", "val_answers",
-                   "async_save"})  # fmt: skip
+                   "async_save", "shard"})  # fmt: skip
 """Fields that do not change what is learnt, so that a resumed run may change them."""
 LATER = frozenset({"image_place", "answer_order", "adapter", "lora_rank", "lora_alpha",
                    "lora_dropout", "pack", "val_samples", "exact_sums", "tiles"})  # fmt: skip
@@ -77,8 +77,9 @@ class Recipe:
     train_connector: bool = True
     train_language_model: bool = True
     adapter: str = "none"
-    """lora · dora: low-rank updates of the language model's linear layers instead of its weights;
-    its embeddings, head and norms stay as they are."""
+    """lora · dora · qlora (over 4-bit weights, on a CUDA GPU): low-rank updates of the language
+    model's linear layers instead of its weights; its embeddings, head and norms stay as they are.
+    """
     lora_rank: int = 64
     lora_alpha: float = 16.0
     lora_dropout: float = 0.05
@@ -132,6 +133,9 @@ class Recipe:
     exact_sums: bool = True
     """Add the gradients of micro-batches in float64: the number of processes then changes nothing.
     Costs 8 bytes a trained parameter; without it, other numbers of processes end 1e-6 apart."""
+    shard: bool = False
+    """Split parameters, gradients and moments over the processes (FSDP2), for language models that
+    do not fit on one GPU. Gradients are then added across processes in float32."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of the language model."""
@@ -285,6 +289,9 @@ def _checked(recipe: Recipe) -> Recipe:
             raise UsageError(f"{field.name} = {value} is below zero", "give 0 or more")
     if not any(recipe.trains(module) for module in MODULES):
         raise UsageError("the recipe trains nothing", "set one of train_... = true")
+    if recipe.shard and (recipe.adapter != "none" or recipe.val_samples):
+        what = "val_samples" if recipe.val_samples else "an adapter"
+        raise UsageError(f"shard does not go with {what}", "use --set shard=false")
     _check_adapter(recipe)
     return recipe
 
@@ -300,11 +307,6 @@ def _check_adapter(recipe: Recipe) -> None:
         )
     if recipe.lora_dropout >= 1:
         raise UsageError(f"lora_dropout = {recipe.lora_dropout} drops all", "give less than 1")
-    if recipe.adapter == "qlora":
-        raise UsageError(
-            "QLoRA needs bitsandbytes on a CUDA GPU, which this release does not drive",
-            "use --set adapter=lora --set frozen_dtype=bfloat16: half the memory of float32",
-        )
 
 
 def _close(name: str, known: Iterable[str], what: str) -> str:

@@ -83,7 +83,8 @@ def _vqa(
     scenes: Sequence[Scene], names: Sequence[str], seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """VQA v2's questions and annotations; pictures are named by their path in place of a number."""
-    questions, annotations = [], []
+    questions: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i, (scene, name) in enumerate(zip(scenes, names, strict=True)):
         for turn in short_questions(scene, np.random.default_rng([seed, i, _STREAM])):
             ids = {"image_id": name, "question_id": len(questions)}

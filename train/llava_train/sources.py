@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llava_cli.decode import upright_size
 from llava_cli.errors import DataError, MissingDependency
 from llava_cli.images import SUFFIXES, Image
 
@@ -54,6 +53,8 @@ class Picture:
 
     def shape(self) -> tuple[int, int]:
         """Width and height, upright."""
+        from llava_cli.decode import upright_size
+
         return upright_size(self.read().read(), str(self))
 
     def stat(self) -> os.stat_result:

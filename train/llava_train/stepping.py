@@ -27,6 +27,7 @@ from llava_train.loader import Batch
 from llava_train.parallel import GradientSum, Group
 from llava_train.recipe import MODULES, Recipe
 from llava_train.runlog import StepLog
+from llava_train.sharding import Sharded, evened, gathered
 from llava_train.tiling import packed
 
 
@@ -44,6 +45,8 @@ class Stepper:
     total: int
     """Steps of the whole run, for the schedule."""
     group: Group = Group()
+    sharded: Sharded | None = None
+    """Computes the loss where parameters are split over the processes."""
 
     def step(self, number: int, micro_batches: Sequence[Batch]) -> StepLog:
         """One update from the global batch, of which these are this process's micro-batches.
@@ -54,10 +57,12 @@ class Stepper:
         factor = lr_factor(self.recipe, number, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        counts = [0.0, 0.0]
+        counts = [0.0, 0.0, 0.0]
         for batch in micro_batches:
-            counts = [counts[0] + batch.answer_tokens, counts[1] + batch.tokens]
-        answers, tokens = (int(count) for count in self.group.sums(counts))
+            counts[0] += batch.answer_tokens
+            counts[1] += batch.tokens
+            counts[2] += batch.pixels is not None or batch.features is not None
+        answers, tokens, pictured = (int(count) for count in self.group.sums(counts))
         self._modes()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         sums = GradientSum(trained, self._sums_in())
@@ -67,8 +72,14 @@ class Stepper:
             raise OutOfMemory(
                 f"step {number} did not fit into memory", "lower micro_batch, or max_length"
             ) from error
-        sums.finish(self.group)
-        norm = float(nn.utils.clip_grad_norm_(trained, self.recipe.clip or math.inf))
+        sums.finish(Group() if self.sharded else self.group)  # there, summed as they come
+        if self.sharded and not pictured:  # what blank pictures gave is no gradient
+            for parameter in (
+                *self.parts.members("connector"),
+                *self.parts.members("vision_tower"),
+            ):
+                parameter.grad = None
+        norm = float(gathered(nn.utils.clip_grad_norm_(trained, self.recipe.clip or math.inf)))
         if not math.isfinite(loss) or not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise NotFinite(
@@ -89,23 +100,25 @@ class Stepper:
         self, number: int, micro_batches: Sequence[Batch], answers: int, sums: GradientSum
     ) -> float:
         """This process's part of the step's gradients; the loss of the global batch."""
-        device = self.group.device
+        device, root = self.group.device, self.sharded
         loss = torch.zeros((), device=device, dtype=self._sums_in())
-        for batch in micro_batches:
-            if not batch.samples or not batch.answer_tokens:  # all its pictures were broken
+        scale = self.group.size if root else 1  # gradients of shards are averaged
+        for batch in evened(micro_batches, self.group, 0) if root else micro_batches:
+            if root is None and not batch.answer_tokens:  # all its pictures were broken
                 continue
             self._seed(number, batch)
             with autocast(self.recipe, device):
-                part = answer_loss(self.parts.model, batch.to(device)) / answers
+                moved = batch.to(device)
+                part = (root(moved) if root else answer_loss(self.parts.model, moved)) / answers
             if part.requires_grad:
-                part.backward()
+                (part * scale).backward()
                 sums.add()
             loss += part.detach()
         return self.group.sums([float(loss)])[0]
 
     def _seed(self, number: int, batch: Batch) -> None:
         """Dropout by seed, step and sample: whatever was drawn before, in whatever process."""
-        if self.recipe.adapter != "none" and self.recipe.lora_dropout:
+        if self.recipe.adapter != "none" and self.recipe.lora_dropout and batch.samples:
             mixed = np.random.SeedSequence([self.recipe.seed, number, batch.samples[0]])
             torch.manual_seed(int(mixed.generate_state(1)[0]))
 
@@ -126,6 +139,38 @@ def speed_up(parts: Parts, recipe: Recipe, device: torch.device) -> None:
         (enable or model.gradient_checkpointing_enable)()
     if recipe.compile:
         language_model.compile(dynamic=True)
+
+
+class Rounded:
+    """Frozen float32 matrices in bfloat16 while a run lasts.
+
+    Autocast makes the same of them at every use, because it keeps a cast only of what is trained;
+    made once, a frozen model computes the same bits in less time. Costs half their size.
+    """
+
+    def __init__(self, parts: Parts, recipe: Recipe) -> None:
+        self._exact: list[tuple[nn.Parameter, torch.Tensor]] = []
+        if recipe.precision != "bfloat16" or recipe.adapter == "dora":  # reads weights elsewhere
+            return
+        modules = list(parts.model.modules())
+        rows = {id(m.weight) for m in modules if isinstance(m, nn.Embedding)}  # tied to a head
+        for module in modules:
+            if not isinstance(module, (nn.Linear, nn.Conv2d)):
+                continue
+            for parameter in module.parameters(recurse=False):
+                if _rounds(parameter) and id(parameter) not in rows:
+                    self._exact.append((parameter, parameter.data))
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+    def restore(self) -> None:
+        """The weights as they were, for whoever reads them."""
+        for parameter, exact in self._exact:
+            parameter.data = exact
+        self._exact.clear()
+
+
+def _rounds(parameter: nn.Parameter) -> bool:
+    return not parameter.requires_grad and parameter.dtype == torch.float32
 
 
 def build_optimizer(parts: Parts, recipe: Recipe) -> torch.optim.AdamW:
