@@ -84,14 +84,14 @@ def merge(model: Any) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, BaseTunerLayer):
-            continue
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    layer: Any
+    for name, layer in found:
         base: Any = layer.get_base_layer()
         if hasattr(base.weight, "quant_state"):
             merged = _dequantised(base)
             with torch.no_grad():
-                delta = layer.get_delta_weight(_NAME)  # type: ignore[operator]
+                delta = layer.get_delta_weight(_NAME)
                 merged.weight += delta.to(merged.weight)
             base = merged
         else:
