@@ -217,7 +217,7 @@ def _pixtral(text: Mapping[str, Any], tower: Mapping[str, Any]) -> tuple[Any, di
     config = LlavaConfig(
         vision_config=PixtralVisionConfig(
             hidden_size=tiny.TOWER, intermediate_size=tiny.TOWER_FFN, num_attention_heads=2,
-            num_hidden_layers=tiny.TOWER_LAYERS, image_size=64, patch_size=8, head_dim=32,
+            num_hidden_layers=tiny.TOWER_LAYERS, image_size=64, patch_size=8,
             hidden_act="silu",
         ),
         text_config=LlamaConfig(**_sizes(len(text["output.weight"]))),
