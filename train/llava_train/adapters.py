@@ -91,7 +91,7 @@ def merge(model: Any) -> None:
         if hasattr(base.weight, "quant_state"):
             merged = _dequantised(base)
             with torch.no_grad():
-                delta = layer.get_delta_weight(_NAME)  # type: ignore[operator]
+                delta = layer.get_delta_weight(_NAME)  # type: ignore[attr-defined]
                 merged.weight += delta.to(merged.weight)
             base = merged
         else:
