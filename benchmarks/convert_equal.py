@@ -22,9 +22,9 @@ from typing import Any
 # Or gguf.py beside this script would stand in for the package `gguf`.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.convert import compare  # noqa: E402
-from benchmarks.llama import programs  # noqa: E402
-from llava_convert.bpe import LLAMA3, QWEN2  # noqa: E402
+from benchmarks.convert import compare
+from benchmarks.llama import programs
+from llava_convert.bpe import LLAMA3, QWEN2
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 EXPECTED = {

@@ -20,17 +20,17 @@ from typing import Any
 # The folder of a script comes first: gguf.py beside this one would stand in for the package `gguf`.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from llava_cli import engines, models  # noqa: E402
-from llava_cli.conversation import Conversation  # noqa: E402
-from llava_cli.engines.base import Sampling  # noqa: E402
-from llava_cli.images import Image  # noqa: E402
-from llava_convert.conversion import convert  # noqa: E402
-from llava_train.demo.evaluate import SEED  # noqa: E402
-from llava_train.scene_questions import conversation, detail, reasoning  # noqa: E402
-from llava_train.scene_wording import as_typed  # noqa: E402
-from llava_train.scenes import sample_scene  # noqa: E402
+from llava_cli import engines, models
+from llava_cli.conversation import Conversation
+from llava_cli.engines.base import Sampling
+from llava_cli.images import Image
+from llava_convert.conversion import convert
+from llava_train.demo.evaluate import SEED
+from llava_train.scene_questions import conversation, detail, reasoning
+from llava_train.scene_wording import as_typed
+from llava_train.scenes import sample_scene
 
 STREAM = 3
 """Distinguishes the random numbers of the questions from those of the pictures."""

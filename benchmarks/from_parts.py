@@ -28,6 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Run as a script, gguf.py beside this file would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import torch
 
 from llava_train.assemble import Parts, assemble

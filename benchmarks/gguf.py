@@ -27,10 +27,10 @@ from typing import Any
 # Run as a script, this file would stand in for the package `gguf`.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
-from PIL import Image as PIL  # noqa: E402
+import numpy as np
+from PIL import Image as PIL
 
-from benchmarks.llama import programs, random_models  # noqa: E402
+from benchmarks.llama import programs, random_models
 
 QUESTION = "What is unusual about this picture? Answer in one sentence."
 SECOND = "How many things are there?"

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+# Run as a script, gguf.py beside this file would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from llava_cli import engines, models
 from llava_cli.conversation import Conversation

@@ -15,6 +15,9 @@ import io
 import sys
 from pathlib import Path
 
+# Run as a script, gguf.py beside this file would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import matplotlib
 
 matplotlib.use("Agg")

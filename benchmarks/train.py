@@ -22,6 +22,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+# Run as a script, gguf.py beside this file would stand in for the package `gguf`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import numpy as np
 import torch
 from PIL import Image as PIL

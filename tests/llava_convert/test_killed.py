@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from llava_cli.engines.layouts.sources import open_source
 from safetensors.numpy import load_file
 
+from llava_cli.engines.layouts.sources import open_source
 from llava_cli.errors import LlavaError
 from llava_convert import convert
 from llava_convert.cards import write_beside

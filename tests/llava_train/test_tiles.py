@@ -85,9 +85,8 @@ def test_transformers_computes_what_was_trained(run: Path, talks: Path, pictures
 
 
 def test_both_engines_answer_alike(run: Path, tmp_path: Path) -> None:
-    from llava_cli.engines.layouts.sources import open_source
-
     from llava_cli.engines.gguf import binding
+    from llava_cli.engines.layouts.sources import open_source
     from llava_convert.check import check
     from llava_convert.conversion import convert
 
