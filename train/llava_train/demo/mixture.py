@@ -34,7 +34,7 @@ ASKED = RATES | {
 }
 """Finding a place by what is there is learnt last, and by these questions."""
 HARD = {"position": 0.7, "position by one": 1.0, "color": 0.7}
-"""What a short sample asks after the odd one out: each is a search through the picture."""
+"""What a short sample may ask after the odd one out: each is a search through the picture."""
 FIRST = {"reasoning": 0.2, "detail": 0.08, "conversation": 0.72}
 """How often a kind opens a sample: the first turn is the one that people ask most."""
 DETAIL_LATER = 0.3
@@ -66,8 +66,9 @@ def _rows(lines: list[dict[str, Any]], seed: int, rounds: int) -> Iterator[dict[
 
 
 def short(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """The odd one out, then what has to be searched for."""
-    return [*reasoning(scene, rng), *conversation(scene, rng, HARD)]
+    """The odd one out, and every other time what else has to be searched for."""
+    searched = conversation(scene, rng, HARD) if rng.random() < 0.5 else []
+    return [*reasoning(scene, rng), *searched]
 
 
 def dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
