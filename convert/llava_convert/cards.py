@@ -7,7 +7,6 @@ module writes carries a line that says so. Not here: uploading (`hub.py`).
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,19 +18,6 @@ from llava_convert.result import ConvertedFile
 
 MARK = "<!-- written by llava convert: remove this line to keep your changes -->"
 MODELFILE_MARK = "# written by llava convert: remove this line to keep your changes"
-
-
-def front_matter(folder: Path) -> dict[str, str]:
-    """Simple `key: value` lines of a model card's YAML header: licence, base model, language."""
-    path = folder / "README.md"
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    match = re.match(r"---\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
-    lines = match.group(1).splitlines() if match else []
-    pairs = (re.fullmatch(r"(\w+):\s*['\"]?([^'\"\[\]{}\n]+?)['\"]?\s*", line) for line in lines)
-    return {pair[1]: pair[2] for pair in pairs if pair}
 
 
 def write_beside(

@@ -21,12 +21,12 @@ import numpy.typing as npt
 from llava_cli import engines
 from llava_cli.conversation import Conversation
 from llava_cli.engines.base import Sampling
+from llava_cli.engines.layouts.source import Source
 from llava_cli.errors import LlavaError, ModelInvalid
 from llava_cli.images import Image
 from llava_cli.models import resolve
 from llava_convert.hf_target import convert_to_hf
 from llava_convert.result import ConvertedFile
-from llava_convert.source import Source
 
 Verdict = Literal["equal", "close", "different"]
 Logits = npt.NDArray[np.float32]

@@ -3,8 +3,8 @@
 `read_checkpoint` gives one frozen `Checkpoint`: shapes, where every tensor lies, how pictures are
 prepared. A model that llama.cpp cannot compute is refused here with the reason.
 
-Not here: which kind of source it was (`sources.py`), tensor names (`names.py`), tokenizers
-(`vocabulary.py`).
+Not here: which kind of source it was (`llava_cli.engines.layouts`), tensor names (`names.py`),
+tokenizers (`vocabulary.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_cli.engines.layouts.source import Source
+from llava_cli.engines.layouts.tensors import Tensor
 from llava_cli.errors import ModelInvalid
+from llava_cli.models.families import FAMILIES, Family
 from llava_cli.pixels import PixelConfig
 from llava_cli.tiles import square_config
-from llava_convert.families import FAMILIES, Family
 from llava_convert.settings import Settings
-from llava_convert.source import Source
-from llava_convert.tensors import Tensor
 
 Activation = Literal["quick_gelu", "gelu", "silu"]
 """What llama.cpp's CLIP graph has; its gelu is the tanh form."""

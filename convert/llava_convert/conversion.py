@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from llava_cli.engines.layouts.chat_templates import fitting_template
+from llava_cli.engines.layouts.source import Extras, Source
+from llava_cli.engines.layouts.sources import open_source
 from llava_cli.errors import UsageError
-from llava_convert.chat_templates import fitting_template
 from llava_convert.checkpoints import Checkpoint, read_checkpoint
 from llava_convert.gguf_file import PlannedTensor, Sink, prepare_folder
 from llava_convert.imatrix import Imatrix, read_imatrix
@@ -22,8 +24,6 @@ from llava_convert.mmproj import mmproj_header, plan_mmproj
 from llava_convert.names import Names, assign
 from llava_convert.pipeline import Plan, Progress, default_threads, memory_needed, stream
 from llava_convert.result import ConvertedFile, ConvertResult
-from llava_convert.source import Extras, Source
-from llava_convert.sources import open_source
 from llava_convert.text import plan_text, text_header, traits
 from llava_convert.vocabulary import Vocabulary, read_vocabulary
 
@@ -130,8 +130,13 @@ def _write(plans: Sequence[Plan], out: Path, threads: int, progress: Progress | 
 
 def output_label(name: str | None, checkpoint: Checkpoint) -> str:
     """What stands in the file names."""
+    return checked_label(name, checkpoint.name)
+
+
+def checked_label(name: str | None, usual: str) -> str:
+    """The name that was asked for, if it can be one, or the usual one."""
     if name is None:
-        return checkpoint.name
+        return usual
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"{name!r} cannot be part of a file name", "give --name without slashes")
     return name

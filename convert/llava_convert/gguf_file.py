@@ -25,9 +25,9 @@ import numpy.typing as npt
 from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
+from llava_cli.engines.layouts.tensors import Tensor
 from llava_cli.errors import LlavaError
 from llava_convert.ggml import Kind, kind_bytes
-from llava_convert.tensors import Tensor
 
 SUFFIX = ".partial"
 PADDED_TO = 32

@@ -2,7 +2,7 @@
 
 Tensors go through one by one into safetensors shards, in the type they had (a merged LoRA in its
 base's) or one that is asked for. The folder appears whole or not at all. Not here: reading sources
-(`sources.py`), the tokenizer's own files (`hf_tokenizer.py`).
+(`llava_cli.engines.layouts`), all files but the weights (`hf_form.py` there).
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llava_cli import __version__
+from llava_cli.engines.layouts.hf_form import (
+    Shape,
+    embedding_rows,
+    groups,
+    grown,
+    write_settings,
+    write_tokens,
+)
+from llava_cli.engines.layouts.source import Source
+from llava_cli.engines.layouts.tensors import Tensor
 from llava_cli.errors import ModelInvalid, UsageError
-from llava_convert.canonical import HEAD, TEXT
+from llava_cli.models.families import FAMILIES
+from llava_cli.models.tensor_names import HEAD
 from llava_convert.checkpoints import Checkpoint, read_checkpoint
-from llava_convert.families import FAMILIES
 from llava_convert.ggml import Kind, encode
 from llava_convert.gguf_file import disk_errors, is_alive, prepare_folder, sync_folder
-from llava_convert.hf_tokenizer import IMAGE, write_tokenizer
 from llava_convert.names import assign
-from llava_convert.pipeline import CHUNK_VALUES, Progress
+from llava_convert.pipeline import Progress
 from llava_convert.result import ConvertedFile, ConvertResult
-from llava_convert.source import Source
-from llava_convert.tensors import Array, Tensor, constant, stacked
 
 SHARD_BYTES = 5_000_000_000
 KINDS = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
 """safetensors' names of the types that are written."""
-PADDED_TO = 64
-"""Rows of a grown vocabulary: a multiple, as llava-hf's own checkpoints have."""
-EMBEDDING, OUTPUT = TEXT + "embed_tokens.weight", HEAD + "weight"
-PROCESSORS = {"llava": "LlavaProcessor", "llava_next": "LlavaNextProcessor",
-              "llava_onevision": "LlavaOnevisionProcessor"}  # fmt: skip
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors' names -> torch's."""
 
 
 def convert_to_hf(
@@ -55,7 +58,7 @@ def convert_to_hf(
     checkpoint = read_checkpoint(source)
     names = assign(checkpoint)  # refuses what would not be a whole LLaVA
     if dry_run:
-        files = _sizes(_shards(_grown(source.tensors, None), wanted), wanted, out)
+        files = _sizes(_shards(source.tensors, wanted), wanted, out)
     else:
         files = _produce(checkpoint, out, wanted, progress)
     return ConvertResult(
@@ -93,10 +96,12 @@ def _produce(
         _remove_leftovers(out)
         aside.mkdir()
     try:
-        image_id = _tokens(source, aside)
-        tensors = _grown(source.tensors, image_id)
+        with disk_errors(aside):
+            image_id = write_tokens(source, aside)
+        tensors = grown(source.tensors, image_id)
         files = _write(_shards(tensors, wanted), wanted, aside, out, progress)
-        _settings(checkpoint, aside, image_id, tensors, wanted)
+        with disk_errors(aside):
+            write_settings(source, aside, image_id, _shape(checkpoint, tensors, wanted))
         with disk_errors(out):
             sync_folder(aside)
             if out.exists():
@@ -105,54 +110,6 @@ def _produce(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return files
-
-
-def _tokens(source: Source, aside: Path) -> int | None:
-    """The tokenizer's files; the id of `<image>` where it had to be made or found."""
-    known = source.config.get("image_token_index", source.config.get("image_token_id"))
-    with disk_errors(aside):
-        if isinstance(known, int):
-            copy_plain_files(source.folder, aside)
-            return None
-        return write_tokenizer(source.folder, aside, source.prompt_format)
-
-
-def copy_plain_files(folder: Path, target: Path) -> None:
-    """Tokenizer, templates and licence of a llava-hf folder, as they are."""
-    for path in sorted(folder.iterdir()):
-        small = path.suffix in (".json", ".jinja", ".model", ".txt") or path.stem == "LICENSE"
-        weights = path.name.endswith(".index.json") or path.name.startswith("adapter_")
-        if path.is_file() and small and not weights:
-            shutil.copyfile(path, target / path.name)
-
-
-def _grown(tensors: Mapping[str, Tensor], image_id: int | None) -> dict[str, Tensor]:
-    """Embedding and head with a row for `<image>`: new rows are the mean of the old ones."""
-    result = dict(tensors)
-    rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else tensors[OUTPUT].shape[0]
-    if image_id is None or image_id < rows:
-        return result
-    wanted = -(-(image_id + 1) // PADDED_TO) * PADDED_TO
-    for name in (EMBEDDING, OUTPUT):
-        if name in tensors:
-            mean = _mean(tensors[name])
-            new = np.repeat(mean[None], wanted - rows, axis=0)
-            result[name] = stacked(tensors[name], constant(name, new))
-    return result
-
-
-def _mean(tensor: Tensor) -> Array:
-    total = np.zeros(tensor.shape[1], np.float64)
-    for first, count in _groups(tensor):
-        total += tensor.read(first, count).sum(axis=0, dtype=np.float64)
-    return (total / tensor.shape[0]).astype(np.float32)
-
-
-def _groups(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    rows = tensor.shape[0] if tensor.shape else 1
-    step = max(CHUNK_VALUES // max(tensor.row * tensor.unit, 1), 1) * tensor.unit
-    for first in range(0, rows, step):
-        yield first, min(step, rows - first)
 
 
 def _kind(tensor: Tensor, wanted: str | None) -> str:
@@ -229,7 +186,9 @@ def _write(
     if len(names) > 1:
         places = {n: file for file, shard in zip(names, shards, strict=True) for n in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        _json(aside / "model.safetensors.index.json", index)
+        with disk_errors(aside):
+            text = json.dumps(index, indent=2) + "\n"
+            (aside / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     return written
 
 
@@ -247,59 +206,20 @@ def _pieces(shard: Mapping[str, Tensor], wanted: str | None) -> Iterator[bytes |
     yield len(text).to_bytes(8, "little") + text
     for tensor in shard.values():
         kind = KINDS[_kind(tensor, wanted)]
-        for first, count in _groups(tensor):
+        for first, count in groups(tensor):
             data: npt.NDArray[np.uint8] = encode(tensor.read(first, count), kind, tensor.name)
             yield data.data
 
 
-def _settings(
-    checkpoint: Checkpoint,
-    aside: Path,
-    image_id: int | None,
-    tensors: Mapping[str, Tensor],
-    wanted: str | None,
-) -> None:
-    """config.json and how pictures are prepared."""
-    source = checkpoint.source
-    config = {key: value for key, value in source.config.items() if key != "quantization_config"}
-    text = dict(config.get("text_config") or {})
-    rows = (tensors.get(EMBEDDING) or tensors[OUTPUT]).shape[0]
-    text["vocab_size"] = rows
-    text.setdefault("model_type", _model_type(checkpoint))
-    config["text_config"] = text
-    if image_id is not None:
-        config["image_token_index"] = image_id
-    if wanted:
-        config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[wanted]
-        config.pop("torch_dtype", None)
-    if source.prompt_format is not None:
-        config["llava_prompt_format"] = source.prompt_format
-    config["llava_converter"] = f"llava-cli {__version__}"
-    _json(aside / "config.json", config)
-    if image_id is None:
-        return
-    processor = PROCESSORS[str(config.get("model_type", "llava"))]
-    _json(aside / "preprocessor_config.json",
-          {**source.preprocessor, "processor_class": processor})  # fmt: skip
-    _json(
-        aside / "processor_config.json",
-        {
-            "processor_class": processor,
-            "image_token": IMAGE,
-            "patch_size": checkpoint.vision.patch,
-            "num_additional_image_tokens": int(checkpoint.vision.kind == "clip"),
-            "vision_feature_select_strategy": config["vision_feature_select_strategy"],
-        },
+def _shape(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], wanted: str | None) -> Shape:
+    family = checkpoint.text.family
+    return Shape(
+        patch=checkpoint.vision.patch,
+        has_class=checkpoint.vision.kind == "clip",
+        language=next(kind for kind, one in FAMILIES.items() if one is family),
+        rows=embedding_rows(tensors),
+        dtype=DTYPES[wanted] if wanted else None,
     )
-
-
-def _model_type(checkpoint: Checkpoint) -> str:
-    return next(k for k, family in FAMILIES.items() if family is checkpoint.text.family)
-
-
-def _json(path: Path, value: Mapping[str, Any]) -> None:
-    with disk_errors(path):
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -25,8 +25,8 @@ def is_hub_id(reference: str) -> bool:
     return meant and HUB_ID.fullmatch(reference) is not None
 
 
-def fetch_folder(reference: str, *, offline: bool) -> Path:
-    """The files of a Hub id on this disk."""
+def fetch_folder(reference: str, *, offline: bool, wanted: Sequence[str] | None = None) -> Path:
+    """The files of a Hub id on this disk; only those that are `wanted`, or all that are read."""
     match = HUB_ID.fullmatch(reference)
     if match is None:
         raise ModelNotFound(f"{reference} is no folder and no Hub id (org/name)")
@@ -37,11 +37,13 @@ def fetch_folder(reference: str, *, offline: bool) -> Path:
     with _hub_errors(repo):
         if local:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        if wanted is not None:
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
         names = HfApi().list_repo_files(repo, revision=revision)
-        wanted = [*_SMALL, "mm_projector.bin", "non_lora_trainables.bin"]
+        read = [*_SMALL, "mm_projector.bin", "non_lora_trainables.bin"]
         has_safetensors = any(name.endswith(".safetensors") for name in names)
-        wanted += ["*.safetensors"] if has_safetensors else _PICKLES
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        read += ["*.safetensors"] if has_safetensors else _PICKLES
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=read))
 
 
 def check_target(repo: str, *, offline: bool) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter
 
+from llava_cli.engines.layouts.tensors import Array
 from llava_cli.errors import ModelInvalid
-from llava_convert.tensors import Array
 
 _AGAIN = "make it again with llama-imatrix, for this very model"
 

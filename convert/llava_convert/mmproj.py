@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 
+from llava_cli.engines.layouts.tensors import Array, Tensor, constant, each, whole
 from llava_cli.errors import ModelInvalid
 from llava_convert.checkpoints import Checkpoint, Tiles, VisionShape
 from llava_convert.gguf_file import PlannedTensor
 from llava_convert.mixtures import OutType
-from llava_convert.tensors import Array, Tensor, constant, each, whole
 from llava_convert.text import QUANTIZATION_VERSION, add_facts
 
 FULL = ("v.patch_embd.weight", "v.position_embd.weight")

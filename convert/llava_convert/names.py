@@ -1,8 +1,11 @@
-"""Tensor names: from llava-hf's to GGUF's. The maps are data (here and in `families.py`).
+"""Tensor names: from llava-hf's to GGUF's.
+
+The maps are data: here for towers and projectors, in `llava_cli.models.families` for the rest.
 
 `assign` gives each source tensor its target, or the reason why it is left out; a tensor that no
 map knows, a target that stays empty and a shape that contradicts config.json are errors that name
-the tensor. Not here: values (`text.py`, `mmproj.py`), other namings (`canonical.py`).
+the tensor. Not here: values (`text.py`, `mmproj.py`), other programs' names
+(`llava_cli.models.tensor_names`).
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from llava_cli.engines.layouts.tensors import Tensor
 from llava_cli.errors import ModelInvalid
-from llava_convert.canonical import NEWLINE, PROJECTOR, TEXT, VISION
+from llava_cli.models.families import Rule
+from llava_cli.models.tensor_names import NEWLINE, NOT_WEIGHTS, PROJECTOR, VISION
 from llava_convert.checkpoints import Checkpoint
-from llava_convert.families import Rule
-from llava_convert.tensors import Tensor
 
 VISION_RULES = (
     Rule("embeddings.class_embedding", "v.class_embd", "hidden", "clip"),
@@ -51,16 +54,11 @@ PROJECTOR_RULES = (
 )
 
 IGNORED: tuple[tuple[str, str], ...] = (
-    (
-        re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
-        "computed from config.json",
-    ),
-    (re.escape(VISION) + r"embeddings\.position_ids", "a constant: 0, 1, 2, ..."),
+    *NOT_WEIGHTS,
     (
         re.escape(VISION) + r"post_layernorm\.(weight|bias)",
         "LLaVA reads the features before this norm",
     ),
-    (re.escape(VISION) + r"head\..+", "SigLIP's pooling, which LLaVA does not use"),
 )
 """Pattern, reason."""
 MAY_LACK = ("output.bias",)

@@ -13,7 +13,7 @@ class ConvertedFile:
 
     path: Path
     role: str
-    """`text`, `mmproj`, or `weights` of a llava-hf folder."""
+    """`text`, `mmproj`, `weights` of a llava-hf folder, or `adapter`."""
     type: str
     bytes: int
     sha256: str | None

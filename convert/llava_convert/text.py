@@ -13,11 +13,11 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType, size_label
 
 from llava_cli import __version__
+from llava_cli.engines.layouts.tensors import Array, Tensor, constant, each, permute
 from llava_cli.errors import ModelInvalid
 from llava_convert.checkpoints import Checkpoint, TextShape
 from llava_convert.gguf_file import PlannedTensor
 from llava_convert.mixtures import ModelTraits, OutType
-from llava_convert.tensors import Array, Tensor, constant, each
 from llava_convert.vocabulary import Vocabulary
 
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -120,15 +120,6 @@ def _long_attention(shape: TextShape) -> float:
         return float(given)
     scale = shape.context / shape.trained_context
     return math.sqrt(1 + math.log(scale) / math.log(shape.trained_context)) if scale > 1 else 1.0
-
-
-def permute(values: Array, heads: int) -> Array:
-    """Rows of q or k from transformers' order (halves) to that of llama.cpp's rope (pairs).
-
-    (heads * 2 * head_dim / 2, ...) -> the two halves of each head interleaved.
-    """
-    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
 
 
 def rope_type(shape: TextShape) -> str:

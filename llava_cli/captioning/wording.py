@@ -18,6 +18,28 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _SENTENCE_END = (".", "!", "?", "…", "。")
 
+_PICTURE = (
+    r"(?:(?:given|provided|attached|uploaded|above|following) )?"
+    r"(?:image|picture|photo|photograph|illustration|drawing|painting|artwork|screenshot|scene)"
+)
+"""Words for the picture itself; an adjective that says something (a close-up photo) is kept."""
+_SHOWS = (
+    r"(?:shows|depicts|features|displays|presents|portrays|captures|contains|illustrates|"
+    r"showcases|includes|is of|is showing|is depicting)"
+)
+_SHOWING = rf"(?:of|showing|depicting|featuring|displaying|portraying|(?:that|which) {_SHOWS})"
+_LEAD_INS = tuple(
+    re.compile(pattern + r"\s+(?=\S)", re.IGNORECASE)
+    for pattern in (
+        rf"(?:the|this) {_PICTURE} {_SHOWS}(?: us)?(?: that)?",
+        rf"(?:here is|here's|this is|it is|it's) (?:an?|the) {_PICTURE} {_SHOWING}",
+        rf"an? {_PICTURE} {_SHOWING}",
+        rf"in (?:the|this) {_PICTURE},?(?: (?:we|you|one) (?:can )?sees?(?: that)?|"
+        r" there(?: is|'s| are))?",
+    )
+)
+"""Beginnings of captions that say only that there is a picture."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -55,6 +77,8 @@ class Finish:
     suffix: Template = field(default_factory=lambda: Template(""))
     trigger: str = ""
     """A word that image trainers attach to a subject; put in front with a comma."""
+    strip_lead_in: bool = False
+    """Take "The image shows" and its like from the beginning."""
     ban: tuple[str, ...] = ()
     """Words and phrases that are taken out, whatever their case."""
     max_words: int | None = None
@@ -62,6 +86,8 @@ class Finish:
     def apply(self, answer: str, variables: Variables) -> str:
         """Clean, shorten, then dress; empty where the answer was."""
         text = tidy(answer)
+        if self.strip_lead_in:
+            text = without_lead_in(text)
         for word in self.ban:
             text = _without(text, word)
         if self.max_words is not None:
@@ -77,6 +103,17 @@ def tidy(text: str) -> str:
     text = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = "\n".join(line.rstrip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def without_lead_in(text: str) -> str:
+    """The caption without its "In this image, we can see" or "This picture depicts".
+
+    What follows begins with a capital where the whole did; a text with nothing behind it stays.
+    """
+    rest = text
+    while match := next((found for p in _LEAD_INS if (found := p.match(rest))), None):
+        rest = rest[match.end() :]
+    return rest[0].upper() + rest[1:] if text[:1].isupper() else rest
 
 
 def one_line(text: str) -> str:

@@ -68,6 +68,9 @@ _folder_or_file = click.Path(path_type=Path)
 @click.option("--prefix", metavar="TEXT", default="", help="Put in front; variables as in -p.")
 @click.option("--suffix", metavar="TEXT", default="", help="Put behind; variables as in -p.")
 @click.option("--trigger", metavar="WORD", default="", help="First word of every caption.")
+@click.option(
+    "--strip-lead-in", is_flag=True, help='Take "The image shows" and its like from the beginning.'
+)
 @click.option("--ban", multiple=True, metavar="WORDS", help="Take these out; repeatable.")
 @click.option("--max-words", type=click.IntRange(min=1), metavar="N", help="Cut longer captions.")
 @click.option(
@@ -154,6 +157,7 @@ def _job(paths: tuple[str, ...], options: dict[str, Any]) -> Job:
             prefix=Template(options["prefix"]),
             suffix=Template(options["suffix"]),
             trigger=options["trigger"].strip(),
+            strip_lead_in=options["strip_lead_in"],
             ban=options["ban"],
             max_words=options["max_words"],
         ),

@@ -118,7 +118,10 @@ class Session:
         self._tell(stopped)
 
     def _begin(self) -> bool:
-        return self._keeper.begin(self._job.fingerprint(self._choice.model or ""))
+        choice = self._choice
+        parts = (choice.adapter, choice.base, choice.vision_tower)
+        model = [choice.model or "", *(str(part) for part in parts if part is not None)]
+        return self._keeper.begin(self._job.fingerprint("\n".join(model)))
 
     def _load(self) -> Engine:
         started = time.monotonic()

@@ -12,9 +12,9 @@ from llava_cli.cli.groups import Command
 from llava_cli.cli.options import common
 
 if TYPE_CHECKING:
+    from llava_cli.engines.layouts.source import Source
     from llava_convert import ConvertResult
     from llava_convert.check import Check
-    from llava_convert.source import Source
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0",
             "q3_k_m", "q2_k")  # fmt: skip
@@ -40,6 +40,7 @@ def _outtypes(
         ("llava convert RUN -o gguf", "a training run as float16"),
         ("llava convert llava-hf/llava-1.5-7b-hf -o gguf --quant Q4_K_M,Q8_0", "two in one pass"),
         ("llava convert LORA --base lmsys/vicuna-7b-v1.5 -o gguf", "an adapter, merged"),
+        ("llava convert LORA --base BASE -o gguf --to adapter", "an adapter, for --adapter"),
         ("llava convert ORIGINAL -o model --to hf", "for transformers"),
         ("llava convert RUN -o gguf --dry-run", "which tensors and files, and how large"),
     ),
@@ -51,10 +52,10 @@ def _outtypes(
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["gguf", "hf"]),
+    type=click.Choice(["gguf", "hf", "adapter"]),
     default="gguf",
     show_default=True,
-    help="Layout of the result.",
+    help="Layout of the result; adapter: a LoRA as a GGUF of its own, for --adapter.",
 )
 @click.option(
     "--outtype",
@@ -98,12 +99,20 @@ def convert(source: str, out: Path, **options: Any) -> None:
     from llava_cli.errors import LlavaError, UsageError
 
     if options["wants_check"] and options["target"] != "gguf":
-        raise UsageError("--check compares GGUF files", "leave out --to hf")
+        raise UsageError("--check compares GGUF models", f"leave out --to {options['target']}")
     repo = options["push_to_hub"]
     if repo is not None:
         from llava_convert.hub import check_target
 
         check_target(repo, offline=common().offline)
+    if options["target"] == "adapter":
+        result = _adapter(source, out, options)
+        _report(result, None, options)
+        if repo is not None and not options["dry_run"]:
+            from llava_convert.hub import push
+
+            push(repo, out, [file.path for file in result.files])
+        return
     opened, label = _open(source, options)
     name = label if options["name"] is None else options["name"]
     result = _run(opened, out, name, options)
@@ -127,8 +136,8 @@ def convert(source: str, out: Path, **options: Any) -> None:
 
 def _open(source: str, options: dict[str, Any]) -> tuple[Source, str | None]:
     """The source, and what to call the result where its folder's name says nothing."""
-    from llava_convert.source import Extras
-    from llava_convert.sources import open_source
+    from llava_cli.engines.layouts.source import Extras
+    from llava_cli.engines.layouts.sources import open_source
 
     folder, label = _locate(source)
     base, tower = options["base"], options["vision_tower"]
@@ -138,6 +147,31 @@ def _open(source: str, options: dict[str, Any]) -> tuple[Source, str | None]:
         prompt_format=options["prompt_format"],
     )
     return open_source(folder, extras), label
+
+
+def _adapter(source: str, out: Path, options: dict[str, Any]) -> ConvertResult:
+    """A LoRA adapter as a file of its own."""
+    from llava_cli.errors import ModelInvalid
+    from llava_cli.models.folders import read_json
+    from llava_convert.adapter_target import convert_adapter
+
+    folder, label = _locate(source)
+    base = options["base"]
+    if base is None:
+        settings = folder / "adapter_config.json"
+        known = read_json(settings).get("base_model_name_or_path") if settings.is_file() else None
+        raise ModelInvalid(
+            f"{source} is written for the model that it was trained on ({known or 'unknown'})",
+            "name that model, a folder, a .gguf or a Hub id: --base REF",
+        )
+    return convert_adapter(
+        folder,
+        out,
+        base=_locate(base, ("config.json",))[0],
+        outtypes=options["outtypes"],
+        name=label if options["name"] is None else options["name"],
+        dry_run=options["dry_run"],
+    )
 
 
 def _run(opened: Source, out: Path, name: str | None, options: dict[str, Any]) -> ConvertResult:
@@ -169,8 +203,11 @@ def _run(opened: Source, out: Path, name: str | None, options: dict[str, Any]) -
     )
 
 
-def _locate(source: str) -> tuple[Path, str | None]:
-    """The folder of a source, and what to call the result where the folder's name says nothing."""
+def _locate(source: str, wanted: tuple[str, ...] | None = None) -> tuple[Path, str | None]:
+    """The folder of a source, and what to call the result where the folder's name says nothing.
+
+    `wanted` are the only files that are needed of it.
+    """
     from llava_cli.models import BUNDLED, resolve
     from llava_convert.hub import fetch_folder, is_hub_id
 
@@ -180,7 +217,7 @@ def _locate(source: str) -> tuple[Path, str | None]:
     if source == BUNDLED:
         return resolve(source, engine="torch", offline=common().offline).path, BUNDLED
     if is_hub_id(source):
-        folder = fetch_folder(source, offline=common().offline)
+        folder = fetch_folder(source, offline=common().offline, wanted=wanted)
         return folder, source.partition("@")[0].rpartition("/")[2]
     return path, None
 

@@ -33,6 +33,7 @@ def show(choice: ModelChoice, conversations: Sequence[Conversation], sampling: S
                 kv_type=choice.kv_type,
                 flash_attention=choice.flash_attention,
                 tuning=choice.tuning,
+                quantize=choice.quantize,
             )
             for conversation in conversations
         ),
@@ -65,7 +66,7 @@ def show(choice: ModelChoice, conversations: Sequence[Conversation], sampling: S
         f"{found.prompt_tokens} text + {found.image_tokens} image tokens, answer at most"
         f" {found.answer_tokens}; the model reads {found.limit}{room}\n"
     )
-    parts = ", ".join(f"{name} {_mb(memory[name])}" for name in list(memory)[:4])
+    parts = ", ".join(f"{name} {_mb(memory[name])}" for name in list(memory)[:4] if memory[name])
     write(f"memory about {_mb(found.total)} ({parts}); {_mb(found.available)} are free\n")
 
 

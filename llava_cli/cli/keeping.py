@@ -76,7 +76,9 @@ def _state(choice: models.ModelChoice) -> Path:
     if model is not None and Path(model).exists():
         model = str(Path(model).absolute())
     what = (__version__, model, choice.mmproj, choice.engine, choice.device, choice.threads)
-    text = repr((*what, choice.prompt_format))
+    adapter = choice.adapter.absolute() if choice.adapter is not None else None
+    parts = (choice.quantize, adapter, choice.base, choice.vision_tower)
+    text = repr((*what, choice.prompt_format, *parts))
     name = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
     return remembering.home() / "servers" / f"{name}.json"
 
@@ -93,9 +95,8 @@ def _connect(state: Path) -> Engine | None:
         return None
 
 
-def _start(choice: models.ModelChoice, common: Common, idle_s: int, state: Path) -> None:
-    """Start a server of its own session; returns when it answers."""
-    key = secrets.token_urlsafe(32)
+def _command(choice: models.ModelChoice, common: Common, idle_s: int) -> list[str]:
+    """The server's command line."""
     command = [sys.executable, "-m", "llava_cli", "serve", "--port", "0", "--json"]
     command += ["--idle-exit", str(idle_s), "--engine", choice.engine, "--device", choice.device]
     for option, value in (
@@ -103,12 +104,21 @@ def _start(choice: models.ModelChoice, common: Common, idle_s: int, state: Path)
         ("--mmproj", choice.mmproj),
         ("--threads", choice.threads),
         ("--prompt-format", choice.prompt_format),
+        ("--quantize", choice.quantize),
+        ("--adapter", choice.adapter),
+        ("--base", choice.base),
+        ("--vision-tower", choice.vision_tower),
     ):
         command += [option, str(value)] if value is not None else []
-    command += ["--offline"] if common.offline else []
+    return command + (["--offline"] if common.offline else [])
+
+
+def _start(choice: models.ModelChoice, common: Common, idle_s: int, state: Path) -> None:
+    """Start a server of its own session; returns when it answers."""
+    key = secrets.token_urlsafe(32)
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            command,
+            _command(choice, common, idle_s),
             env={**os.environ, "LLAVA_API_KEY": key},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

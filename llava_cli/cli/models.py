@@ -33,6 +33,8 @@ class ModelChoice:
     prompt_format: str | None
     quantize: str | None = None
     adapter: Path | None = None
+    base: str | None = None
+    vision_tower: str | None = None
     no_cache: bool = False
     cache_size: int = 0
     context: int | None = None
@@ -57,6 +59,8 @@ class ModelChoice:
             prompt_format=_known_format(options["prompt_format"]),
             quantize=options.get("quantize"),
             adapter=options.get("adapter"),
+            base=options.get("base"),
+            vision_tower=options.get("vision_tower"),
             no_cache=bool(options.get("no_cache")),
             context=options.get("context"),
             kv_type=options.get("kv_type"),
@@ -84,6 +88,8 @@ def find(choice: ModelChoice, common: Common) -> ModelFiles:
             mmproj=choice.mmproj,
             engine=choice.engine,
             offline=common.offline or hub_is_offline(),
+            base=choice.base,
+            vision_tower=choice.vision_tower,
             consent=fetching.consent,
             on_progress=fetching.progress,
         )
@@ -99,6 +105,7 @@ def load(choice: ModelChoice, common: Common) -> Engine:
     files = find(choice, common)
     choice = tuned(choice, files)
     wanted = not common.quiet and not common.json and not files.bundled
+    remarks: list[str] = []
     with status(f"loading {files.reference} …", wanted) as show:
         engine = engines.load(
             files,
@@ -115,7 +122,10 @@ def load(choice: ModelChoice, common: Common) -> Engine:
             image_tokens=choice.image_tokens,
             cache=disk_cache(choice, common),
             progress=lambda fraction: show(f"{fraction:.0%}"),
+            note=remarks.append,
         )
+    for remark in () if common.quiet or common.json else remarks:
+        note(remark)
     if choice.model is None and not common.quiet:
         note(
             "the bundled model knows only drawn shapes; for photographs: "
@@ -182,6 +192,13 @@ def connect(choice: ModelChoice) -> Engine:
     """The server that LLAVA_SERVER names, or the one at its usual place."""
     from llava_cli.engines.server import DEFAULT_URL, ServerEngine
 
+    for name in ("adapter", "base", "vision_tower", "quantize"):
+        if getattr(choice, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} is for who loads the model, and a server has loaded its own",
+                f"give it to llava serve: llava serve -m REF {option} …",
+            )
     url = str(resolve("server").value or DEFAULT_URL)
     key = os.environ.get("LLAVA_API_KEY", "").strip() or None
     return ServerEngine(url, model=choice.model, api_key=key)

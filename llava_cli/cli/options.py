@@ -207,8 +207,14 @@ model_options = _all(
     click.option(
         "--adapter",
         type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="A LoRA adapter to put on the model (PyTorch).",
+        metavar="DIR|FILE",
+        help="A LoRA adapter to put on the model: peft's folder, or a .gguf.",
+    ),
+    click.option(
+        "--base", metavar="REF", help="The model under a projector, LoRA or delta given as -m."
+    ),
+    click.option(
+        "--vision-tower", metavar="REF", help="Of an original checkpoint that only names its tower."
     ),
     click.option("--threads", type=int, metavar="N", help="CPU threads."),
     click.option("--prompt-format", metavar="NAME", help="Override the model's prompt format."),

@@ -171,6 +171,6 @@ def _checked(reference: str) -> list[dict[str, Any]]:
         return [{"name": f.name, "bytes": f.bytes, "status": f.status} for f in found]
     files = models.resolve(reference, offline=True)
     paths = [path for path in (files.path, files.mmproj) if path is not None]
-    if files.format == "hf":
+    if files.format != "gguf":
         paths = sorted(files.path.glob("*.safetensors"))
     return [{"name": p.name, "bytes": p.stat().st_size, "status": "readable"} for p in paths]

@@ -18,8 +18,8 @@ from llava_cli.errors import LlavaError, MissingDependency, ModelInvalid, UsageE
 from llava_cli.models.files import ModelFiles
 
 if TYPE_CHECKING:
+    from llava_cli.engines.estimates import Estimate
     from llava_cli.engines.gguf.engine import GgufEngine
-    from llava_cli.engines.gguf.estimate import Estimate
     from llava_cli.engines.gguf.tune import Trial
 
 __all__ = ["Engine", "load"]
@@ -42,13 +42,15 @@ def load(
     cache: DiskCache | None = None,
     image_tokens: int | None = None,
     progress: Callable[[float], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Load a model into the engine of its format.
 
-    `dtype` (float32, bfloat16, float16), `quantize` (4bit, 8bit) and `adapter` (a folder with a
-    LoRA adapter) are the PyTorch engine's; `kv_type` (f32, f16, bf16, q8_0), `flash_attention`,
-    `tuning`, `cache` and `image_tokens` are the GGUF engine's; `context` bounds the positions of
-    both; `progress` hears the fraction that is loaded, where the engine knows it.
+    `adapter` is a LoRA: peft's folder, or for the GGUF engine also a .gguf. `dtype` (float32,
+    bfloat16, float16) and `quantize` (4bit, 8bit) are the PyTorch engine's; `kv_type` (f32, f16,
+    bf16, q8_0), `flash_attention`, `tuning`, `cache` and `image_tokens` are the GGUF engine's;
+    `context` bounds the positions of both; `progress` hears the fraction that is loaded, where the
+    engine knows it; `note` hears what a person should know about the model.
     """
     if engine not in ("auto", "gguf", "torch"):
         raise UsageError(f"unknown engine: {engine}", "known: auto, gguf, torch")
@@ -66,13 +68,13 @@ def load(
             threads=threads,
             prompt_format=prompt_format,
             context=context,
+            note=note,
         )
-    for value, name in ((quantize, "--quantize"), (adapter, "--adapter")):
-        if value is not None:
-            raise UsageError(
-                f"{name} is for PyTorch; {files.reference} is a GGUF model",
-                "leave it out, or use the model's safetensors with --engine torch",
-            )
+    if quantize is not None:
+        raise UsageError(
+            f"--quantize is for PyTorch; {files.reference} is a GGUF model",
+            "leave it out, or use the model's safetensors with --engine torch",
+        )
     return _gguf_class()(
         files,
         device=device,
@@ -84,6 +86,7 @@ def load(
         tuning=tuning,
         cache=cache,
         image_tokens=image_tokens,
+        adapter=adapter,
         progress=progress,
     )
 
@@ -100,10 +103,13 @@ def estimate(
     kv_type: str | None = None,
     flash_attention: bool | None = None,
     tuning: Tuning | None = None,
+    quantize: str | None = None,
 ) -> Estimate:
     """What answering would take; no weights are loaded."""
     if files.format != "gguf":
-        raise UsageError("only GGUF models are estimated", "leave out --estimate")
+        return _torch_estimate(
+            files, conversation, sampling, device, quantize, prompt_format, context
+        )
     _gguf_class()
     from llava_cli.engines.gguf.estimate import estimate as reckon
     from llava_cli.engines.gguf.setup import Setup
@@ -154,18 +160,69 @@ def _gguf_class() -> type[GgufEngine]:
     return GgufEngine
 
 
-def _torch(files: ModelFiles, setup: Mapping[str, Any], **options: Any) -> Engine:
+def _torch(
+    files: ModelFiles,
+    setup: Mapping[str, Any],
+    *,
+    prompt_format: str | None,
+    note: Callable[[str], None],
+    **options: Any,
+) -> Engine:
     try:
         from llava_cli.engines.pytorch import TorchEngine
         from llava_cli.engines.pytorch_any import AnyTorchEngine
         from llava_cli.engines.pytorch_setup import Setup
+        from llava_cli.engines.pytorch_source import opened
     except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
-        ) from error
-    form = options.get("prompt_format") or files.prompt_format
-    kind: type[Any] = TorchEngine if _is_llava(files, form) else AnyTorchEngine
-    return kind(files, setup=Setup(**setup), **options)
+        raise _no_torch(error) from error
+    with opened(files, prompt_format) as model:
+        kind: type[Any] = AnyTorchEngine
+        if _is_llava(model.files, prompt_format or model.files.prompt_format):
+            kind = TorchEngine
+        elif model.tensors is not None:
+            prompt_format = None  # it stands in the chat template already
+        for text in model.notes:
+            note(text)
+        engine: Engine = kind(
+            model.files,
+            setup=Setup(**setup, tensors=model.tensors),
+            prompt_format=prompt_format,
+            **options,
+        )
+    engine.files = files
+    return engine
+
+
+def _torch_estimate(
+    files: ModelFiles,
+    conversation: Conversation,
+    sampling: Sampling,
+    device: str,
+    quantize: str | None,
+    prompt_format: str | None,
+    context: int | None,
+) -> Estimate:
+    try:
+        from llava_cli.engines.pytorch_estimate import estimate as reckon
+        from llava_cli.engines.pytorch_setup import Setup
+        from llava_cli.engines.pytorch_source import opened
+    except ModuleNotFoundError as error:
+        raise _no_torch(error) from error
+    with opened(files, prompt_format) as model:
+        return reckon(
+            model.files,
+            Setup(device, quantize=quantize, tensors=model.tensors),
+            conversation,
+            sampling,
+            prompt_format=prompt_format,
+            context=context,
+        )
+
+
+def _no_torch(error: ModuleNotFoundError) -> MissingDependency:
+    return MissingDependency(
+        f"the PyTorch engine needs {error.name}", "pip install 'llava-cli[torch]'"
+    )
 
 
 def _is_llava(files: ModelFiles, prompt_format: str | None) -> bool:

@@ -21,8 +21,9 @@ from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import ImageInfo, Sampling, Stats, Token
 from llava_cli.engines.hf_vocabulary import HfVocabulary
-from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory, silent
-from llava_cli.errors import LlavaError, ModelInvalid, UsageError
+from llava_cli.engines.pytorch_prompts import Prompts
+from llava_cli.engines.pytorch_setup import Setup, check_type, load_model, out_of_memory
+from llava_cli.errors import LlavaError, UsageError
 from llava_cli.models.files import ModelFiles
 from llava_cli.prompts import PromptFormat
 
@@ -67,8 +68,7 @@ class AnyTorchEngine:
         if threads:
             torch.set_num_threads(threads)
         check_type(files)
-        self._processor = _processor(files)
-        self._sanitises = True
+        self._prompts = Prompts(files)
         self._model, self.device = load_model(files, setup)
         self._ends = _end_ids(self._model)
         self._vocabulary = HfVocabulary.from_folder(files.path, self._ends)
@@ -97,7 +97,7 @@ class AnyTorchEngine:
 
     def prompt_ids(self, conversation: Conversation) -> list[int | str]:
         """Ids of the prompt, with the string "image" at each run of picture tokens."""
-        image = _image_id(self._model.config)
+        image = self._prompts.image_id
         ids: list[int | str] = []
         for token in self._inputs([conversation])["input_ids"][0].tolist():
             if token != image:
@@ -127,74 +127,24 @@ class AnyTorchEngine:
         yield from run.tokens(inputs, room - longest)
 
     def _inputs(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """Prompts of equal continuation, padded on the left, and their pixels."""
-        continued = {answer.is_continued(conversation) for conversation in conversations}
-        if len(continued) > 1:
-            raise UsageError("a batch cannot mix answers to begin with answers to go on with", "")
-        try:
-            inputs = self._written(conversations, goes_on=continued == {True})
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise ModelInvalid(
-                f"the processor of {self.files.reference} cannot write this prompt: {reason}",
-                "ask with fewer pictures or without a system message, or use another model",
-            ) from error
+        """Prompts, padded on the left, and their pixels, where the model is."""
         floats = self._model.dtype if self._model is not None else torch.float32
         return {
             name: value.to(self.device, floats if value.is_floating_point() else value.dtype)
-            for name, value in inputs.items()
-            if isinstance(value, torch.Tensor)
+            for name, value in self._prompts.inputs(conversations).items()
         }
-
-    def _written(self, conversations: Sequence[Conversation], *, goes_on: bool) -> Any:
-        """The processor's own doing, with a user's "<image>" or "</s>" as plain text."""
-        settings: dict[str, Any] = {
-            "tokenize": True,
-            "return_dict": True,
-            "return_tensors": "pt",
-            "add_generation_prompt": not goes_on,
-            "continue_final_message": goes_on,
-        }
-        messages = [_messages(conversation) for conversation in conversations]
-        write = self._processor.apply_chat_template
-        if self._sanitises:
-            try:
-                return write(
-                    messages,
-                    sanitize_control_tokens=True,
-                    processor_kwargs={"padding": True},  # `write` changes it
-                    **settings,
-                )
-            except ValueError as error:
-                if "char_to_token" not in str(error):
-                    raise
-                self._sanitises = False  # some families' processors cannot
-        self._refuse_special_tokens(conversations)
-        return write(messages, processor_kwargs={"padding": True}, **settings)
-
-    def _refuse_special_tokens(self, conversations: Sequence[Conversation]) -> None:
-        """Where the processor would take a user's words for its own marks."""
-        marks = set(self._processor.tokenizer.get_added_vocab())
-        for conversation in conversations:
-            for message in conversation.messages:
-                if found := next((mark for mark in marks if mark in message.text), None):
-                    raise UsageError(
-                        f"the text holds {found}, which {self.files.reference} would not read as "
-                        "words",
-                        "write it differently",
-                    )
 
     def _rows(
         self, conversations: Sequence[Conversation], inputs: dict[str, Any], started: float
     ) -> list[_Row]:
-        image = _image_id(self._model.config)
+        image = self._prompts.image_id
         image_s = time.perf_counter() - started
         rows = []
         for conversation, ids, mask in zip(
             conversations, inputs["input_ids"], inputs["attention_mask"], strict=True
         ):
             pictures = conversation.images
-            there = int((ids == image).sum())
+            there = int((ids == image).sum()) if image is not None else 0
             opened = [(picture.source, picture.open().size) for picture in pictures]
             stats = Stats(
                 prompt_tokens=int(mask.sum()) - there,
@@ -290,55 +240,6 @@ class _Run:
         over = self._unwanted.is_set()
         ended = [over or row.done for row in self._rows]
         return torch.tensor(ended, dtype=torch.bool, device=ids.device)
-
-
-def _messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as transformers' processors read it."""
-    messages = []
-    for message in conversation.messages:
-        content: list[dict[str, Any]] = []
-        for part in message.content:
-            if isinstance(part, str):
-                content.append({"type": "text", "text": part})
-            else:
-                content.append({"type": "image", "image": part.open()})
-        messages.append({"role": message.role, "content": content})
-    return messages
-
-
-def _processor(files: ModelFiles) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        with silent():
-            processor: Any = AutoProcessor.from_pretrained(
-                files.path, local_files_only=True, trust_remote_code=False
-            )
-    except ImportError as error:
-        raise ModelInvalid(
-            f"the processor of {files.path} needs a package that is missing: {error}",
-            "install it; for some models that is torchvision",
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelInvalid(
-            f"cannot read the processor of {files.path}: {error}", "download the model again"
-        ) from error
-    if not getattr(processor, "chat_template", None) or not hasattr(processor, "tokenizer"):
-        raise ModelInvalid(
-            f"{files.path} has no chat template, so nobody knows how to ask it",
-            "use a model that was trained to chat (instruct, it, chat in its name)",
-        )
-    processor.tokenizer.padding_side = "left"
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return processor
-
-
-def _image_id(config: Any) -> int | None:
-    for name in ("image_token_id", "image_token_index"):
-        if (found := getattr(config, name, None)) is not None:
-            return int(found)
-    return None
 
 
 def _end_ids(model: Any) -> set[int]:

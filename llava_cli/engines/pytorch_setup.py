@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from llava_cli.engines.layouts.originals import PARTS
+from llava_cli.engines.layouts.tensors import Tensor
+from llava_cli.engines.pytorch_source import from_memory, parameters
+from llava_cli.engines.quiet import silent
 from llava_cli.errors import (
     LlavaError,
     MissingDependency,
@@ -45,6 +49,8 @@ class Setup:
     """4bit or 8bit, on CUDA."""
     adapter: Path | None = None
     """A folder with a LoRA adapter, merged into the weights."""
+    tensors: Mapping[str, Tensor] | None = None
+    """The weights by llava-hf's names, where they do not lie in the model's folder as such."""
 
 
 def load_model(files: ModelFiles, setup: Setup) -> tuple[Any, str]:
@@ -59,7 +65,7 @@ def load_model(files: ModelFiles, setup: Setup) -> tuple[Any, str]:
         _check_adapter(setup.adapter)
     dtype = choose_dtype(files, setup, device)
     with out_of_memory(files.reference):
-        model = _from_pretrained(files, dtype, setup.quantize, device)
+        model = _from_pretrained(files, dtype, setup, device)
         if setup.adapter is not None:
             model = _adapted(model, setup.adapter)
         if setup.quantize is None:
@@ -104,6 +110,16 @@ def choose_device(wanted: str) -> str:
 
 def choose_dtype(files: ModelFiles, setup: Setup, device: str) -> torch.dtype:
     """The numbers asked for; else float32 on a CPU where that fits, 16 bits otherwise."""
+    ways = needs(files, setup, device)
+    free = free_bytes(device)
+    for dtype, need in ways:
+        if free is None or need <= free:
+            return dtype
+    raise _too_large(files.reference, min(need for _, need in ways), free or 0, device)
+
+
+def needs(files: ModelFiles, setup: Setup, device: str) -> list[tuple[torch.dtype, float]]:
+    """The numbers that come into question, the best first, and the bytes of the weights in them."""
     if setup.dtype is not None and setup.dtype not in DTYPES:
         raise LlavaError(f"unknown dtype: {setup.dtype}", f"known: {', '.join(DTYPES)}")
     half = torch.float16
@@ -112,13 +128,8 @@ def choose_dtype(files: ModelFiles, setup: Setup, device: str) -> torch.dtype:
     wanted = [torch.float32, half] if device == "cpu" else [half]
     if setup.dtype is not None:
         wanted = [DTYPES[setup.dtype]]
-    parameters, _ = weights(files.path)
-    free = free_bytes(device)
-    needs = [parameters * _BITS.get(setup.quantize or "", dtype.itemsize) for dtype in wanted]
-    for dtype, need in zip(wanted, needs, strict=True):
-        if free is None or need <= free:
-            return dtype
-    raise _too_large(files.reference, min(needs), free or 0, device)
+    count = weights(files.path)[0] if setup.tensors is None else parameters(setup.tensors)
+    return [(dtype, count * _BITS.get(setup.quantize or "", dtype.itemsize)) for dtype in wanted]
 
 
 def free_bytes(device: str) -> int | None:
@@ -186,10 +197,20 @@ def _check_quantize(quantize: str | None, device: str) -> None:
 
 
 def _check_adapter(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelInvalid(
+            f"{folder} is a file; the PyTorch engine takes the folder that training or peft wrote",
+            "give that folder, or a GGUF model for a .gguf adapter",
+        )
     if not (folder / "adapter_config.json").is_file():
         raise ModelNotFound(
             f"{folder} is no LoRA adapter: it has no adapter_config.json",
             "give the folder that training or peft wrote",
+        )
+    if beside := next((name for name in PARTS if (folder / name).is_file()), None):
+        raise ModelInvalid(
+            f"{folder} is more than an adapter: its projector was trained, too ({beside})",
+            f"take it as the model, over the one it was trained on: -m {folder} --base REF",
         )
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelInvalid(
@@ -200,60 +221,44 @@ def _check_adapter(folder: Path) -> None:
         raise MissingDependency("--adapter needs peft", "pip install 'llava-cli[train]'")
 
 
-def _from_pretrained(
-    files: ModelFiles, dtype: torch.dtype, quantize: str | None, device: str
-) -> Any:
+def _from_pretrained(files: ModelFiles, dtype: torch.dtype, setup: Setup, device: str) -> Any:
     import transformers
 
     more: dict[str, Any] = {}
-    if quantize is not None:
-        bits = {"load_in_4bit": quantize == "4bit", "load_in_8bit": quantize == "8bit"}
+    if setup.quantize is not None:
+        bits = {f"load_in_{setup.quantize}": True}
         config: Any = transformers.BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=dtype)
         more = {"quantization_config": config, "device_map": {"": device}}
     auto: Any = transformers.AutoModelForImageTextToText
     try:
         with silent():
-            model, report = auto.from_pretrained(
-                files.path,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **more,
-            )
+            if setup.tensors is not None:
+                model, report = from_memory(files, setup.tensors, dtype, more)
+            else:
+                model, report = auto.from_pretrained(
+                    files.path,
+                    dtype=dtype,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **more,
+                )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelInvalid(
-            f"cannot load {files.path}: {reason}", "check its config.json"
+            f"cannot load {files.reference}: {reason}", "check its config.json"
         ) from error
     for what in ("missing_keys", "mismatched_keys"):
         if names := sorted(str(name) for name in report.get(what) or ()):
             raise ModelInvalid(
-                f"the weights of {files.path} do not fit its config.json: {names[0]} "
+                f"the weights of {files.reference} do not fit its config.json: {names[0]} "
                 f"({len(names)} in all)",
                 "download or export the model again",
             )
     return model
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Without transformers' bars and remarks."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _adapted(model: Any, folder: Path) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cli.models.files import ModelFiles
+from llava_cli.models.folders import read_json
 from llava_cli.models.gguf_header import read_header
 
 CONTEXT = 2048
@@ -132,6 +133,11 @@ def _file_type(number: object) -> str:
 def _hf_facts(files: ModelFiles) -> Facts:
     config = files.config
     vision, text = _part(config, "vision_config"), _part(config, "text_config")
+    kind = str(config.get("model_type", "unknown"))
+    tower = str(vision.get("model_type", "unknown"))
+    if files.format == "original":  # its language model's numbers stand at the top
+        text, tower = config, str(config.get("mm_vision_tower", "unknown"))
+        kind = str((config.get("architectures") or [kind])[0])
     parameters, dtypes = weights(files.path)
     px, patch = _number(vision, "image_size"), _number(vision, "patch_size")
     tokens = None
@@ -140,12 +146,12 @@ def _hf_facts(files: ModelFiles) -> Facts:
         tokens = (px // patch) ** 2 + int(whole)
     listed = sorted(path for path in files.path.iterdir() if path.is_file())
     return Facts(
-        format="safetensors",
-        architecture=str(config.get("model_type", "unknown")),
+        format="safetensors" if files.format == "hf" else "original LLaVA",
+        architecture=kind,
         parameters=parameters,
         quantization=dtypes.most_common(1)[0][0] if dtypes else "unknown",
         tower=Tower(
-            kind=str(vision.get("model_type", "unknown")),
+            kind=tower,
             width=_number(vision, "hidden_size"),
             layers=_number(vision, "num_hidden_layers"),
             image_px=px,
@@ -177,7 +183,7 @@ def torch_memory(files: ModelFiles, width: int) -> int:
 
 
 def weights(folder: Path) -> tuple[int, Counter[str]]:
-    """Parameters of a folder's safetensors files, in all and by number format."""
+    """Parameters of a folder's weights, in all and by number format."""
     dtypes: Counter[str] = Counter()
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -186,7 +192,15 @@ def weights(folder: Path) -> tuple[int, Counter[str]]:
         for name, entry in header.items():
             if name != "__metadata__":
                 dtypes[str(entry["dtype"])] += math.prod(entry["shape"])
+    dtypes = dtypes or _pickled(folder)
     return sum(dtypes.values()), dtypes
+
+
+def _pickled(folder: Path) -> Counter[str]:
+    """Of torch's .bin files, which are not opened here: as many as their bytes can hold."""
+    kind = str(read_json(folder / "config.json").get("torch_dtype") or "float16")
+    size = sum(path.stat().st_size for path in folder.glob("pytorch_model*.bin"))
+    return Counter({kind: size // (4 if kind == "float32" else 2)}) if size else Counter()
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

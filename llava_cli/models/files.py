@@ -14,9 +14,10 @@ class ModelFiles:
 
     reference: str
     """What the user wrote (or the name of the bundled model)."""
-    format: Literal["gguf", "hf"]
+    format: Literal["gguf", "hf", "original"]
+    """`original`: what the original LLaVA code wrote, or a LoRA adapter with its base."""
     path: Path
-    """The text .gguf, or the llava-hf folder."""
+    """The text .gguf, or the model's folder."""
     mmproj: Path | None = None
     """The projector .gguf (format gguf only)."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -24,3 +25,7 @@ class ModelFiles:
     prompt_format: str | None = None
     """Name in `prompts.FORMATS` as the model's own files give it; None where they do not."""
     bundled: bool = False
+    base: Path | None = None
+    """Folder of the model that an adapter, a projector or a delta belongs to (`original` only)."""
+    vision_tower: Path | None = None
+    """Folder of the tower that the checkpoint names (`original` only)."""

@@ -1,12 +1,14 @@
 """Model folders: what they hold, and whether it is complete, before any engine is started.
 
-Understands llava-hf folders, training runs of ours (a `model/` inside) and folders of GGUF files.
-Everything is decided from the files' contents, never from the folder's name.
+Understands llava-hf folders, training runs of ours (a `model/` inside), checkpoints of the original
+LLaVA code and folders of GGUF files. Everything is decided from the files' contents, never from the
+folder's name.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,14 @@ from llava_cli.errors import ModelInvalid
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.templates import format_of
 
-_ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
+_ORIGINAL_KEYS = (
+    "mm_vision_tower", "mm_projector_type", "mm_hidden_size", "mm_vision_select_layer"
+)  # fmt: skip
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
+"""What holds, or lists, a whole model's weights, in the order in which they are looked for."""
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -31,6 +40,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelInvalid(f"{path} does not hold a JSON object", "download it again")
     return value
+
+
+def is_original(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one that the original LLaVA code wrote."""
+    architectures = [str(name) for name in config.get("architectures") or []]
+    named = any(re.fullmatch(r"Llava\w*ForCausalLM", name) for name in architectures)
+    return named or any(key in config for key in _ORIGINAL_KEYS)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds a whole model's weights in a form that is known."""
+    return any((folder / name).is_file() for name in WEIGHTS)
 
 
 def is_hf_folder(folder: Path) -> bool:
@@ -63,11 +84,6 @@ def resolve_hf(folder: Path, reference: str, *, bundled: bool = False) -> ModelF
 
 def check_image_model(folder: Path, config: Mapping[str, Any]) -> None:
     """Only models that look at pictures and need no code of their own."""
-    if any(key in config for key in _ORIGINAL_KEYS):
-        raise ModelInvalid(
-            f"{folder} is a checkpoint of the original LLaVA code",
-            f"convert it first: llava convert {folder} --to hf -o DIR",
-        )
     if "peft_type" in config or (folder / "adapter_config.json").is_file():
         raise ModelInvalid(f"{folder} is a LoRA adapter, not a model", "merge it into its base")
     if "vision_config" not in config:
@@ -139,3 +155,16 @@ def chat_template(folder: Path) -> str | None:
             if isinstance(template, str):
                 return template
     return None
+
+
+def front_matter(folder: Path) -> dict[str, str]:
+    """Simple `key: value` lines of a model card's YAML header: licence, base model, language."""
+    path = folder / "README.md"
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    match = re.match(r"---\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    lines = match.group(1).splitlines() if match else []
+    pairs = (re.fullmatch(r"(\w+):\s*['\"]?([^'\"\[\]{}\n]+?)['\"]?\s*", line) for line in lines)
+    return {pair[1]: pair[2] for pair in pairs if pair}

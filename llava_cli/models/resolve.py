@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from llava_cli.models import aliases
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.folders import is_hf_folder, resolve_hf
 from llava_cli.models.gguf_files import resolve_gguf, resolve_gguf_folder
+from llava_cli.models.originals import is_partial_or_original, refuse_parts, resolve_original
 
 if TYPE_CHECKING:
     from llava_cli.models.hub import Consent, HubModel, OnProgress
@@ -37,6 +39,8 @@ def resolve(
     engine: str = "auto",
     offline: bool = False,
     revision: str | None = None,
+    base: str | None = None,
+    vision_tower: str | None = None,
     consent: Consent | None = None,
     on_progress: OnProgress | None = None,
 ) -> ModelFiles:
@@ -44,20 +48,24 @@ def resolve(
 
     `engine` (`auto`, `gguf`, `torch`) matters where a reference has files for both. What is not on
     this disk is fetched from the Hub, after `consent` was asked; it raises where that must not be.
+    `base` and `vision_tower` are for checkpoints that hold only a part of a model.
     """
     projector = Path(mmproj).expanduser() if mmproj else None
     meant = BUNDLED if reference is None else aliases.expand(reference)
+    parts = {"base": base, "vision_tower": vision_tower}
     if reference is None or meant == BUNDLED:
-        return _checked_engine(_bundled(engine, projector), engine)
+        bundled = _bundled(engine, projector)
+        refuse_parts(bundled, **parts)
+        return _checked_engine(bundled, engine)
     path = Path(meant).expanduser()
     wanted = hub_model(meant, engine, revision)
     if wanted is not None:
         from llava_cli.models.hub import fetch
 
         found = fetch(wanted, offline=offline, consent=consent, on_progress=on_progress)
-        files = _local(found.path, reference, projector or found.mmproj, wanted.engine)
+        files = _local(found.path, reference, projector or found.mmproj, wanted.engine, parts)
     elif meant.strip() and _is_there(path):
-        files = _local(path, reference, projector, engine)
+        files = _local(path, reference, projector, engine, parts)
     elif _is_pathlike(meant):
         raise ModelNotFound(
             f"no such model file or folder: {meant}",
@@ -65,6 +73,7 @@ def resolve(
         )
     else:
         raise unknown(meant)
+    refuse_parts(files, **parts)
     use = aliases.lookup(meant)
     if use is not None and files.prompt_format is None:
         files = replace(files, prompt_format=use.alias.prompt_format)
@@ -99,7 +108,13 @@ def unknown(reference: str) -> ModelNotFound:
     )
 
 
-def _local(path: Path, reference: str, mmproj: Path | None, engine: str) -> ModelFiles:
+def _local(
+    path: Path,
+    reference: str,
+    mmproj: Path | None,
+    engine: str,
+    parts: Mapping[str, str | None],
+) -> ModelFiles:
     """A file or folder on this disk."""
     if path.is_file():
         return resolve_gguf(path, mmproj, reference)
@@ -108,18 +123,20 @@ def _local(path: Path, reference: str, mmproj: Path | None, engine: str) -> Mode
     run = path / "model"
     if not is_hf_folder(path) and is_hf_folder(run):
         path = run
+    if is_partial_or_original(path) and engine != "gguf" and mmproj is None:
+        return resolve_original(path, reference, **parts)
     if is_hf_folder(path) and engine != "gguf" and mmproj is None:
         return resolve_hf(path, reference)
     files = resolve_gguf_folder(path, mmproj, reference)
     if files is not None:
         return files
+    if is_partial_or_original(path):
+        return resolve_original(path, reference, **parts)
     if is_hf_folder(path):
         return resolve_hf(path, reference)
-    if (path / "adapter_config.json").is_file():
-        raise ModelInvalid(f"{path} is a LoRA adapter, not a model", "merge it into its base")
     raise ModelInvalid(
         f"{path} holds no model: neither config.json nor a text .gguf",
-        "give a llava-hf folder, a training run or a .gguf file",
+        "give a folder of LLaVA's, original or llava-hf, a training run or a .gguf file",
     )
 
 
@@ -144,9 +161,9 @@ def _checked_engine(files: ModelFiles, engine: str) -> ModelFiles:
             f"{files.reference} is a GGUF model, which the PyTorch engine cannot read",
             "use --engine gguf, or give the model's llava-hf folder",
         )
-    if engine == "gguf" and files.format == "hf":
+    if engine == "gguf" and files.format != "gguf":
         raise ModelInvalid(
-            f"{files.reference} is a llava-hf folder, which the GGUF engine cannot read",
+            f"{files.reference} holds no GGUF files: the GGUF engine cannot read it",
             f"convert it: llava convert {files.reference} -o DIR; or use --engine torch",
         )
     return files

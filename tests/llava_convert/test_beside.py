@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from llava_cli.conversation import Conversation, Message
+from llava_cli.engines.layouts.chat_templates import jinja, template_of
+from llava_cli.models.folders import front_matter
 from llava_cli.models.templates import format_of
 from llava_cli.prompts import FORMATS, prompt_text, render
-from llava_convert.cards import card, front_matter, go_template, modelfile, write_beside
-from llava_convert.chat_templates import jinja, template_of
+from llava_convert.cards import card, go_template, modelfile, write_beside
 from llava_convert.check import Answer, compare
 from llava_convert.result import ConvertedFile
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llava_cli.engines.layouts.sources import open_source
 from llava_cli.errors import ModelInvalid
 from llava_convert import convert
 from llava_convert.check import check
-from llava_convert.sources import open_source
 from tests.llava_convert.families import PINPOINTS, build
 
 PROMPT = "USER: what is unusual here? ASSISTANT: the red circle"

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from llava_cli.engines.layouts.shards import open_tensors, read_header
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
 from llava_convert import convert, gguf_file
-from llava_convert.shards import open_tensors, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from llava_cli.engines.layouts.sources import open_source
 from llava_cli.errors import LlavaError, UsageError
 from llava_convert import Extras, convert
 from llava_convert.hf_target import convert_to_hf
-from llava_convert.sources import open_source
 from tests.llava_convert.layouts import WEIGHTS, write_original, write_tower
 
 

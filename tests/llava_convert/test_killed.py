@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from llava_cli.engines.layouts.sources import open_source
 from llava_cli.errors import LlavaError
 from llava_convert import convert
 from llava_convert.cards import write_beside
 from llava_convert.hf_target import convert_to_hf
-from llava_convert.sources import open_source
 from tests.llava_convert.commands import llava
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="neither SIGKILL nor mount")

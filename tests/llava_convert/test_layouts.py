@@ -82,8 +82,8 @@ def test_a_tower_that_is_not_known_by_its_shape_must_be_named(model: Path, tmp_p
 
 
 def test_a_clip_large_inside_the_checkpoint_needs_no_name() -> None:
-    from llava_convert.tensors import constant
-    from llava_convert.towers import choose_tower
+    from llava_cli.engines.layouts.tensors import constant
+    from llava_cli.engines.layouts.towers import choose_tower
 
     prefix = "vision_tower.vision_model."
     shapes = {
@@ -266,7 +266,7 @@ def test_an_unknown_prompt_format_is_refused(model: Path, tmp_path: Path) -> Non
 
 
 def test_pinpoints_of_the_original_are_turned_into_transformers_order() -> None:
-    from llava_convert.originals import pinpoints
+    from llava_cli.engines.layouts.originals import pinpoints
 
     assert pinpoints([[336, 672], [1008, 336]], 336) == [[672, 336], [336, 1008]]
     grid = pinpoints("(1x1),...,(2x3)", 384)

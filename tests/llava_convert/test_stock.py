@@ -18,10 +18,10 @@ import pytest
 from llava_cli import models
 from llava_cli.conversation import Conversation
 from llava_cli.engines.base import Sampling
+from llava_cli.engines.layouts.chat_templates import fitting_template
 from llava_cli.images import Image
 from llava_cli.prompts import FORMATS, prompt_text, render
 from llava_convert import convert
-from llava_convert.chat_templates import fitting_template
 from tests.llava_convert.families import build
 
 QUESTION = "what is unusual here?"

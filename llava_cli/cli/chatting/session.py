@@ -66,7 +66,14 @@ class Chat:
         """Answer with another model from now on; the old one again where that fails."""
         from llava_cli import models as files
 
-        wanted = replace(self.choice, model=reference, mmproj=None)
+        wanted = replace(  # what belonged to the old model stays with it
+            self.choice,
+            model=reference,
+            mmproj=None,
+            adapter=None,
+            base=None,
+            vision_tower=None,
+        )
         if wanted.engine != "server":
             offline = self.common.offline or models.hub_is_offline()
             files.resolve(wanted.model, mmproj=None, engine=wanted.engine, offline=offline)

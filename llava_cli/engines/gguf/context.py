@@ -106,7 +106,7 @@ class Context:
         binding.forget_errors()
         context = lib.llama_init_from_model(self._model.model, parameters)
         if context:
-            return context
+            return self._adapted(context)
         reasons = "; ".join(binding.last_errors()[-2:])
         if binding.ran_out_of_memory() or not reasons:
             raise OutOfMemory(
@@ -114,6 +114,18 @@ class Context:
                 "ask with fewer pictures or a smaller --max-tokens",
             )
         raise ModelInvalid(f"llama.cpp cannot run this model: {reasons}", "use another model")
+
+    def _adapted(self, context: Any) -> Any:
+        """The context, computing with the model's adapter if it has one."""
+        if self._model.adapter is None:
+            return context
+        adapters = (lib.llama_adapter_lora_p_ctypes * 1)(
+            ctypes.cast(self._model.adapter, lib.llama_adapter_lora_p_ctypes)
+        )
+        if lib.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
+            lib.llama_free(context)
+            raise ModelInvalid("llama.cpp cannot put the adapter on this model", "merge it first")
+        return context
 
     def _move(self, context: Any) -> None:
         """Carry what was read over to a larger context."""

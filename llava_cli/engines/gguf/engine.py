@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from llava_cli.engines import answer
 from llava_cli.engines.base import Sampling, Token
 from llava_cli.engines.choices import Choice
 from llava_cli.engines.formats import choose_format
+from llava_cli.engines.gguf.adapter import gguf_adapter
 from llava_cli.engines.gguf.batch import Batch
 from llava_cli.engines.gguf.context import Cell, Context, Logits
 from llava_cli.engines.gguf.interrupt import Interrupt
@@ -31,6 +33,7 @@ from llava_cli.engines.gguf.prompt import Reader
 from llava_cli.engines.gguf.setup import Setup, versions
 from llava_cli.engines.gguf.states import States
 from llava_cli.engines.gguf.vision import ImageEncoder
+from llava_cli.engines.layouts.gguf_lora import file_digest
 from llava_cli.engines.tokenise import flat
 from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, ModelInvalid
@@ -56,13 +59,15 @@ class GgufEngine:
         tuning: Tuning | None = None,
         cache: DiskCache | None = None,
         image_tokens: int | None = None,
+        adapter: Path | None = None,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Load; `kv_type` and `flash_attention` default to exactness for float32 models.
 
         `cache` keeps pictures and what was read up to them for later runs; `image_tokens` bounds
-        the tokens of one picture, whose features are merged down to so many; `progress` hears the
-        fraction of the weights that is loaded.
+        the tokens of one picture, whose features are merged down to so many; `adapter` is a LoRA,
+        llama.cpp's file or peft's folder; `progress` hears the fraction of the weights that is
+        loaded.
         """
         started = time.perf_counter()
         self._language: LanguageModel | None = None
@@ -81,15 +86,13 @@ class GgufEngine:
         )
         self.device = self.setup.device
         self._interrupt = Interrupt()
-        vision: dict[str, Any] = {}
         self._states: States | None = None
-        if cache is not None:
-            cache = cache.of_versions(versions())
-            vision = {"mmproj": file_identity(files.mmproj), "device": self.device}
-            text = {"model": file_identity(files.path), **self.setup.identity()}
-            self._states = States(cache, {**vision, **text})
-        self._pictures = Pictures(files.mmproj, self._encoder, cache, vision, image_tokens)
-        self._language = LanguageModel(files.path, self.setup.load, self._interrupt, progress)
+        with gguf_adapter(adapter, files) as lora:
+            vision = self._keeping(cache, lora)
+            self._pictures = Pictures(files.mmproj, self._encoder, *vision, image_tokens)
+            self._language = LanguageModel(files.path, self.setup.load, self._interrupt, progress)
+            if lora is not None and adapter is not None:
+                self._language.adapt(lora, adapter)
         if context is not None:
             self._language.limit = min(self._language.limit, context)
         self._context = Context(self._language, self.setup.context, self._interrupt)
@@ -155,6 +158,23 @@ class GgufEngine:
         self._interrupt.close()
         self._language.close()
         self._language = None
+
+    def _keeping(
+        self, cache: DiskCache | None, lora: Path | None
+    ) -> tuple[DiskCache | None, dict[str, Any]]:
+        """The cache for pictures, and what decides their features; sets up the one of states.
+
+        A state depends on the adapter, too; a picture's features do not: they are the mmproj's.
+        """
+        if cache is None or self.files.mmproj is None:
+            return None, {}
+        cache = cache.of_versions(versions())
+        vision = {"mmproj": file_identity(self.files.mmproj), "device": self.device}
+        text = {"model": file_identity(self.files.path), **self.setup.identity()}
+        if lora is not None:
+            text["adapter"] = file_digest(lora)
+        self._states = States(cache, {**vision, **text})
+        return cache, vision
 
     def _check_open(self) -> None:
         if self._language is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines.base import Sampling
+from llava_cli.engines.estimates import Estimate
 from llava_cli.engines.formats import choose_format
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.language import LanguageModel, LoadSettings
@@ -19,42 +19,6 @@ from llava_cli.engines.gguf.vision import ImageEncoder
 from llava_cli.errors import LlavaError, ModelInvalid
 from llava_cli.models.files import ModelFiles
 from llava_cli.models.gguf_header import read_header
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Counts of tokens and bytes."""
-
-    prompt_tokens: int
-    """Text tokens."""
-    image_tokens: int
-    answer_tokens: int
-    """At most."""
-    limit: int
-    """Positions that the model reads."""
-    weights: int
-    mmproj: int
-    kv: int
-    """Keys and values of prompt and answer."""
-    compute: int
-    """Intermediate results; a rough figure."""
-    available: int | None
-    """Memory that is free now."""
-
-    @property
-    def positions(self) -> int:
-        """Positions of prompt and answer, within the limit."""
-        return min(self.prompt_tokens + self.image_tokens + self.answer_tokens, self.limit)
-
-    @property
-    def fits_context(self) -> bool:
-        """Whether the prompt can be read at all."""
-        return self.prompt_tokens + self.image_tokens < self.limit
-
-    @property
-    def total(self) -> int:
-        """Bytes of everything."""
-        return self.weights + self.mmproj + self.kv + self.compute
 
 
 def estimate(

@@ -68,13 +68,31 @@ class LanguageModel:
                 )
             reasons = "; ".join(binding.last_errors()[-2:]) or "llama.cpp gives no reason"
             raise ModelInvalid(f"cannot load {path}: {reasons}", "download or convert it again")
+        self.adapter: Any = None
+        """llama.cpp's LoRA adapter, if there is one."""
         self.vocabulary = LlamaVocabulary(lib.llama_model_get_vocab(self.model))
         self.width = int(lib.llama_model_n_embd_inp(self.model))
         self.limit = max(int(lib.llama_model_n_ctx_train(self.model)), 1)
         """Positions that the model was trained to read."""
 
+    def adapt(self, path: Path, shown: Path) -> None:
+        """Load a LoRA adapter, which every context made afterwards puts on the weights.
+
+        `shown` is what the person called it; ModelInvalid where it does not fit this model.
+        """
+        binding.forget_errors()
+        self.adapter = lib.llama_adapter_lora_init(self.model, str(path).encode())
+        if not self.adapter:
+            if binding.ran_out_of_memory():
+                raise OutOfMemory(f"{shown} does not fit into memory", "use a smaller model")
+            reasons = "; ".join(binding.last_errors()[-1:]) or "llama.cpp gives no reason"
+            raise ModelInvalid(
+                f"the adapter {shown} does not fit the model: {reasons}",
+                "give the model that it was trained on with -m",
+            )
+
     def close(self) -> None:
-        """Free the weights; a second call does nothing."""
+        """Free the weights, and the adapter with them; a second call does nothing."""
         if self.model:
             lib.llama_model_free(self.model)
             self.model = None

@@ -231,6 +231,15 @@ def test_the_answer_is_finished(llava: InProcess, photos: Path) -> None:
     assert texts(photos)["a.txt"] == "ohwx, photo of A red, small square\n"
 
 
+def test_lead_ins_are_stripped_on_request(llava: InProcess, photos: Path) -> None:
+    script = ["The image", " shows a red square."]
+    llava("caption", photos / "a.jpg", script=script)
+    assert texts(photos)["a.txt"] == "The image shows a red square.\n"
+    again = ["--existing", "overwrite", "--strip-lead-in"]
+    llava("caption", photos / "a.jpg", *again, script=script)
+    assert texts(photos)["a.txt"] == "A red square.\n"
+
+
 def test_an_empty_answer_is_a_failure(llava: InProcess, photos: Path) -> None:
     ran = llava("caption", photos, "--json", script=[" \n"])
     assert (ran.code, ran.json["failed"], texts(photos)) == (5, 3, {})

@@ -162,6 +162,16 @@ def test_model_switches_and_the_conversation_stays(llava: InProcess) -> None:
     assert "other/model · gguf" in ran.err
 
 
+def test_an_adapter_stays_with_the_model_that_it_was_given_for(llava: InProcess) -> None:
+    more = ("--adapter", "lora", "--base", "b", "--vision-tower", "t")
+    assert chat(llava, "one", more=more).code == 0
+    assert llava.load_options["adapter"] == Path("lora")
+    assert (llava.resolve_options["base"], llava.resolve_options["vision_tower"]) == ("b", "t")
+    assert chat(llava, "one", "/model other/model", "two", more=more).code == 0
+    assert llava.load_options["adapter"] is None
+    assert (llava.resolve_options["base"], llava.resolve_options["vision_tower"]) == (None, None)
+
+
 def test_save_and_load(llava: InProcess, picture: Path, tmp_path: Path) -> None:
     target = tmp_path / "talk.json"
     chat(llava, "one", f"/save {target}", more=(picture, "-s", "be brief"))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llava_cli.cli import keeping
+from llava_cli.cli.models import ModelChoice
+from llava_cli.cli.options import Common
 from tests.llava_cli.cli.conftest import InProcess, Run
 
 pytest.importorskip("uvicorn")
@@ -24,6 +28,30 @@ def test_what_is_no_time(llava: InProcess, text: str, word: str) -> None:
 def test_nothing_stays_behind_unasked(llava: InProcess, hermetic: Path) -> None:
     assert llava("ask", "hi").code == 0
     assert not (hermetic / "servers").exists()
+
+
+def test_a_server_with_one_adapter_does_not_answer_for_another(hermetic: Path) -> None:
+    plain = ModelChoice("m", None, "auto", "cpu", None, None)
+    choices = [
+        plain,
+        replace(plain, adapter=Path("a")),
+        replace(plain, adapter=Path("b")),
+        replace(plain, quantize="4bit"),
+        replace(plain, base="b"),
+        replace(plain, vision_tower="b"),
+    ]
+    assert len({keeping._state(choice) for choice in choices}) == len(choices)
+    commands = [keeping._command(choice, Common(), 60)[-2:] for choice in choices[1:]]
+    assert commands == [
+        ["--adapter", "a"], ["--adapter", "b"], ["--quantize", "4bit"], ["--base", "b"],
+        ["--vision-tower", "b"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["--adapter", "--base", "--vision-tower"])
+def test_a_running_server_is_not_given_what_it_would_ignore(llava: InProcess, option: str) -> None:
+    ran = llava("ask", "hi", "--engine", "server", option, "x")
+    assert (ran.code, f"llava serve -m REF {option}" in ran.err) == (2, True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")

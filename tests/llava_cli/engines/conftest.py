@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -79,3 +79,12 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     """Both engines, in turn, with the byte-level model."""
     loaded: Engine = request.getfixturevalue(f"bpe_{request.param}")
     return loaded
+
+
+@pytest.fixture(scope="session")
+def lora_of() -> Callable[..., Path]:
+    """Writes a LoRA adapter for a model, made by peft and not at its neutral beginning."""
+    pytest.importorskip("peft")
+    from tests.llava_cli.engines.adapters import write_lora
+
+    return write_lora

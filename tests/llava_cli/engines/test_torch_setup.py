@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,14 @@ pytest.importorskip("transformers")
 import torch
 
 from llava_cli import engines, models
+from llava_cli.cli import main
 from llava_cli.conversation import Conversation
-from llava_cli.engines import pytorch_setup
-from llava_cli.engines.pytorch_setup import Setup, choose_dtype
+from llava_cli.engines import pytorch_estimate, pytorch_setup
+from llava_cli.engines.pytorch_setup import Setup, choose_device, choose_dtype
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, OutOfMemory, UsageError
 from llava_cli.models.facts import weights
 from llava_cli.models.files import ModelFiles
+from tests import tiny, tiny_others
 
 ASKED = Conversation().add("user", "what is odd?")
 
@@ -71,6 +74,86 @@ def test_quantising_without_cuda_is_refused_with_the_other_way(
         load(models.resolve(str(bpe_gguf_folder)), quantize=quantize)
     with pytest.raises(UsageError, match="unknown quantisation"):
         load(files, quantize="3bit")
+
+
+def test_a_gpu_computes_in_the_16_bits_that_it_has(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytorch_setup, "free_bytes", lambda device: None)
+    for bf16, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda bf16=bf16: bf16)
+        assert choose_dtype(files, Setup("cuda"), "cuda:0") == wanted
+    assert choose_dtype(files, Setup("cuda", "float32"), "cuda:0") == torch.float32
+    with pytest.raises(LlavaError, match="unknown dtype"):
+        choose_dtype(files, Setup(dtype="int3"), "cpu")
+
+
+def test_auto_takes_the_best_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"cuda": True, "mps": True}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
+    assert [choose_device(name) for name in ("auto", "cpu", "cuda:1")] == ["cuda", "cpu", "cuda:1"]
+    with pytest.raises(LlavaError, match="no device cuda:2"):
+        choose_device("cuda:2")
+    there["cuda"] = False
+    assert choose_device("auto") == "mps"
+    with pytest.raises(LlavaError, match="no cuda device"):
+        choose_device("cuda")
+    there["mps"] = False
+    assert choose_device("auto") == "cpu"
+
+
+def test_what_the_allocator_itself_raises_is_a_full_memory(files: ModelFiles) -> None:
+    with pytest.raises(OutOfMemory) as caught, pytorch_setup.out_of_memory("a model"):
+        torch.empty(1 << 50, dtype=torch.uint8)  # more than a process can address
+    assert caught.value.exit_code == 6 and "GGUF" in caught.value.hint
+    with pytest.raises(RuntimeError, match="shape"), pytorch_setup.out_of_memory("a model"):
+        raise RuntimeError("shape mismatch")
+
+
+def test_a_full_memory_is_exit_6_with_the_remedy(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    ask = ["ask", "-m", str(files.path), "--engine", "torch", "--device", "cpu", "--no-log", "why?"]
+
+    def full(*_: object, **__: object) -> None:
+        torch.empty(1 << 50, dtype=torch.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Llava, "forward", full)
+        assert main(ask) == 6
+    assert "does not fit into memory" in (said := capsys.readouterr().err) and "GGUF" in said
+    monkeypatch.setattr(pytorch_setup, "free_bytes", lambda device: 1000)
+    assert main(ask) == 6
+    assert "for its weights alone" in (said := capsys.readouterr().err) and "GGUF" in said
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_an_estimate_counts_the_tokens_that_are_read_and_loads_nothing(
+    files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    picture = tmp_path / "picture.png"
+    tiny.picture().save(picture)
+    folder = files.path if family == "llava" else tiny_others.llava_next(tmp_path / "next")
+    ask = ["ask", "-m", str(folder), "--engine", "torch", "--device", "cpu", "--no-log", "--json",
+           "--max-tokens", "4", str(picture), "why?"]  # fmt: skip
+    assert main(ask) == 0
+    usage = json.loads(capsys.readouterr().out)["usage"]
+    monkeypatch.setattr(pytorch_setup, "_from_pretrained", None)
+    assert main([*ask, "--estimate"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt_tokens"] == usage["prompt_tokens"]
+    assert found["image_tokens"] == usage["image_tokens"] > 0
+    parameters, _ = weights(folder)
+    assert found["memory"]["weights"] == 4 * parameters < found["memory"]["total"]
+    assert found["fits_context"] and found["memory"]["kv"] > 0
+    monkeypatch.setattr(pytorch_estimate, "free_bytes", lambda device: 3 * parameters)
+    assert main([*ask, "--estimate"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["weights"] == 2 * parameters
 
 
 @contextlib.contextmanager

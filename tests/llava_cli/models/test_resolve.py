@@ -189,7 +189,6 @@ def test_a_folders_chat_template_names_the_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mm_vision_tower": "openai/clip"}, "original LLaVA code"),
         ({"vision_config": None, "model_type": "llama"}, None),
         ({"auto_map": {"AutoModel": "code.Model"}}, "program code"),
         ({"peft_type": "LORA"}, "LoRA adapter"),

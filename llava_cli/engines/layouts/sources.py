@@ -12,16 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llava_cli.engines.layouts.adapters import add_base, merge_lora, read_settings
+from llava_cli.engines.layouts.originals import open_original
+from llava_cli.engines.layouts.shards import open_tensors
+from llava_cli.engines.layouts.source import Extras, Source
+from llava_cli.engines.layouts.tensors import renamed
 from llava_cli.errors import ModelInvalid, ModelNotFound, UsageError
-from llava_cli.models.folders import chat_template, read_json
+from llava_cli.models.folders import chat_template, front_matter, is_original, read_json
 from llava_cli.models.templates import format_of
 from llava_cli.prompts import FORMATS
-from llava_convert.adapters import add_base, merge_lora, read_settings
-from llava_convert.canonical import renamed
-from llava_convert.cards import front_matter
-from llava_convert.originals import is_original, open_original
-from llava_convert.shards import open_tensors
-from llava_convert.source import Extras, Source
 
 HF_TYPES = {
     "llava": "LlavaForConditionalGeneration",

@@ -1,6 +1,6 @@
 """Families of language models as data: what config.json leaves out, tensors, llama.cpp's name.
 
-One entry a family that LLaVA models use. Not here: the values (`text.py`), the checks (`names.py`).
+One entry a family that LLaVA models use. Not here: values and checks (`llava_convert`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Rule:
     target: str
     """GGUF's name."""
     shape: str
-    """Dimensions in torch's order, by the names that `names.py` gives sizes."""
+    """Dimensions in torch's order, by names to which the converter gives sizes."""
     when: str = ""
     """A flag of the model that must be set for it."""
 

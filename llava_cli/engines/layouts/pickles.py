@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from llava_cli.engines.layouts.tensors import Array, Read, Tensor
 from llava_cli.errors import MissingDependency, ModelInvalid
-from llava_convert.tensors import Array, Read, Tensor
 
 if TYPE_CHECKING:
     import torch

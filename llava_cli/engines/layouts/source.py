@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_convert.tensors import Tensor
+from llava_cli.engines.layouts.tensors import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Source:
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    """By llava-hf's names on disk (`canonical.py`)."""
+    """By llava-hf's names on disk (`models/tensor_names.py`)."""
     prompt_format: str | None = None
     """Name in `prompts.FORMATS`, where the files tell it."""
     notes: tuple[str, ...] = field(default=())

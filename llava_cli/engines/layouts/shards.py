@@ -4,7 +4,7 @@
 float32. The safetensors format is written out here because its library has no bfloat16 without
 torch, and maps whole files into memory. Pickled shards are torch's to read (`pickles.py`).
 
-Not here: what a tensor means (`names.py`).
+Not here: what a tensor means (`llava_cli.models.tensor_names`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from llava_cli.engines.layouts.pickles import read_pickle
+from llava_cli.engines.layouts.tensors import Array, Read, Tensor
 from llava_cli.errors import ModelInvalid
-from llava_cli.models.folders import read_json
-from llava_convert.pickles import read_pickle
-from llava_convert.tensors import Array, Read, Tensor
+from llava_cli.models.folders import WEIGHTS, read_json
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
-PICKLE = "pytorch_model.bin"
+SINGLE, INDEX, PICKLE, PICKLE_INDEX = WEIGHTS
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2,
     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -82,11 +79,6 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
         f"{folder} holds no weights: neither {SINGLE} nor {INDEX}",
         "check that the download is complete",
     )
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether the folder holds a whole model's weights in a form that is known."""
-    return any((folder / name).is_file() for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX))
 
 
 def _open_index(

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_cli.engines.layouts.shards import open_tensors
+from llava_cli.engines.layouts.tensors import Tensor, renamed
 from llava_cli.errors import ModelInvalid
 from llava_cli.models.folders import read_json
+from llava_cli.models.tensor_names import VISION
 from llava_cli.pixels import CLIP_MEAN, CLIP_STD
-from llava_convert.canonical import VISION, renamed
-from llava_convert.shards import open_tensors
-from llava_convert.tensors import Tensor
 
 KNOWN: dict[tuple[str, int], dict[str, Any]] = {
     ("clip", 768): {"num_attention_heads": 12, "layers": 12},
@@ -53,7 +53,7 @@ def choose_tower(
     if given is None and not inside:
         raise ModelInvalid(
             f"the checkpoint does not hold its vision tower ({named})",
-            "give its folder or Hub id: --vision-tower REF",
+            f"name its folder or Hub id: --vision-tower {named}",
         )
     if given is None and trained is False and inside:
         return _tower(config, inside, None, own=True)

@@ -4,15 +4,13 @@ The original code, transformers 4 and 5 on disk and in memory, PEFT and plain la
 the same tensors differently. All become llava-hf's names on disk: `language_model.model.X`,
 `language_model.lm_head.X`, `vision_tower.vision_model.X`, `multi_modal_projector.X`,
 `image_newline`. What no rule knows keeps its name, so that a later error can say it.
+
+The PyTorch engine, the converter and what reads adapters share these maps. Not here: values.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-
-from llava_cli.errors import ModelInvalid
-from llava_convert.tensors import Tensor
 
 TEXT, HEAD = "language_model.model.", "language_model.lm_head."
 VISION, PROJECTOR = "vision_tower.vision_model.", "multi_modal_projector."
@@ -33,6 +31,16 @@ RULES: tuple[tuple[str, str], ...] = (
 )
 """Patterns of whole names in the order they are tried, and what becomes of them."""
 
+NOT_WEIGHTS: tuple[tuple[str, str], ...] = (
+    (
+        re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+        "computed from config.json",
+    ),
+    (re.escape(VISION) + r"embeddings\.position_ids", "a constant: 0, 1, 2, ..."),
+    (re.escape(VISION) + r"head\..+", "SigLIP's pooling, which LLaVA does not use"),
+)
+"""Patterns of names that older programs store and no LLaVA needs, each with the reason."""
+
 
 def canonical(name: str) -> str:
     """llava-hf's name of a tensor."""
@@ -43,16 +51,3 @@ def canonical(name: str) -> str:
         if match:
             return match.expand(target)
     return name
-
-
-def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under llava-hf's names; two that become the same are an error."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        target = canonical(name)
-        if target in result:
-            raise ModelInvalid(
-                f"{result[target].name} and {name} are the same tensor under two names"
-            )
-        result[target] = tensor
-    return result

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llava_cli.engines.layouts.pickles import read_pickle
+from llava_cli.engines.layouts.shards import open_tensors, read_header
+from llava_cli.engines.layouts.source import Source
+from llava_cli.engines.layouts.tensors import Array, Tensor, renamed, summed
 from llava_cli.errors import ModelInvalid
 from llava_cli.models.folders import read_json
-from llava_convert.canonical import PROJECTOR, TEXT, VISION, canonical, renamed
-from llava_convert.pickles import read_pickle
-from llava_convert.shards import open_tensors, read_header
-from llava_convert.source import Source
-from llava_convert.tensors import Array, Tensor, summed
+from llava_cli.models.tensor_names import PROJECTOR, TEXT, VISION, canonical
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 _REFUSED = {
@@ -30,7 +30,7 @@ _REFUSED = {
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """How strongly each module's update counts."""
 
     alpha: float
@@ -64,7 +64,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def merge_lora(source: Source, folder: Path, settings: Mapping[str, Any]) -> Source:
     """A source with the adapter of a folder in it."""
-    merged, count = apply_lora(source.tensors, _adapter_tensors(folder), _scale(settings))
+    merged, count = apply_lora(source.tensors, adapter_tensors(folder), scale_of(settings))
     note = f"LoRA merged into {count} matrices"
     return replace(
         source, kind=f"LoRA on {source.kind}", tensors=merged, notes=(*source.notes, note)
@@ -72,20 +72,17 @@ def merge_lora(source: Source, folder: Path, settings: Mapping[str, Any]) -> Sou
 
 
 def apply_lora(
-    tensors: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: _Scale
+    tensors: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: Scale
 ) -> tuple[dict[str, Tensor], int]:
     """W + s B A for every adapted matrix; tensors that were trained whole replace the base's."""
-    pairs: dict[str, dict[str, Tensor]] = {}
+    pairs, rest = pairs_of(adapter)
     result = dict(tensors)
-    for name, tensor in adapter.items():
-        match = _LORA.fullmatch(name)
-        if match:
-            pairs.setdefault(match["module"], {})[match["side"]] = tensor
-            continue
-        plain = re.sub(r"\.(modules_to_save|original_module)(\.default)?(?=\.)", "", name)
-        target = canonical(plain.replace(".base_layer", ""))
-        if "lora_" in name or target not in result:
-            raise ModelInvalid(f"tensor {name} of the adapter has no place in its base model")
+    for name, tensor in rest.items():
+        target = canonical(name)
+        if target not in result:
+            raise ModelInvalid(
+                f"tensor {tensor.name} of the adapter has no place in its base model"
+            )
         result[target] = tensor
     for module, pair in pairs.items():
         target = canonical(f"{module}.weight")
@@ -95,17 +92,41 @@ def apply_lora(
                 "give the model that it was trained on with --base",
             )
         result[target] = _merged(result[target], module, pair, scale)
-    if not pairs:
-        raise ModelInvalid("the adapter holds no LoRA matrices")
     return result, len(pairs)
 
 
-def _merged(weight: Tensor, module: str, pair: Mapping[str, Tensor], scale: _Scale) -> Tensor:
-    if pair.keys() != {"A", "B"}:
-        raise ModelInvalid(f"the adapter has only half of {module}", "it is not complete")
-    down, up = pair["A"], pair["B"]
+def pairs_of(
+    adapter: Mapping[str, Tensor],
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """A and B of every adapted module, and what was trained whole, by the base model's names."""
+    halves: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in adapter.items():
+        match = _LORA.fullmatch(name)
+        if match:
+            halves.setdefault(match["module"], {})[match["side"]] = tensor
+            continue
+        if "lora_" in name:
+            raise ModelInvalid(f"tensor {name} of the adapter is of a kind that is not known")
+        plain = re.sub(r"\.(modules_to_save|original_module)(\.default)?(?=\.)", "", name)
+        rest[plain.replace(".base_layer", "")] = tensor
+    if not halves:
+        raise ModelInvalid("the adapter holds no LoRA matrices")
+    pairs = {}
+    for module, pair in halves.items():
+        if pair.keys() != {"A", "B"}:
+            raise ModelInvalid(f"the adapter has only half of {module}", "it is not complete")
+        down, up = pair["A"], pair["B"]
+        if len(down.shape) != 2 or up.shape[1:] != down.shape[:1]:
+            raise ModelInvalid(f"the two matrices of {module} in the adapter do not fit together")
+        pairs[module] = (down, up)
+    return pairs, rest
+
+
+def _merged(weight: Tensor, module: str, pair: tuple[Tensor, Tensor], scale: Scale) -> Tensor:
+    down, up = pair
     shape = (up.shape[0], down.shape[-1])
-    if len(down.shape) != 2 or up.shape[1:] != down.shape[:1] or weight.shape != shape:
+    if weight.shape != shape:
         raise ModelInvalid(
             f"the adapter's {module} is {list(shape)}, the base model's {list(weight.shape)}",
             "give the model that it was trained on with --base",
@@ -149,7 +170,7 @@ def add_base(source: Source, base: Path) -> Source:
     return replace(source, kind="delta", tensors=tensors, notes=(*source.notes, note))
 
 
-def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
+def adapter_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / "adapter_model.safetensors").is_file():
         return read_header(folder / "adapter_model.safetensors")
     if (folder / "adapter_model.bin").is_file():
@@ -157,9 +178,9 @@ def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
     raise ModelInvalid(f"{folder} holds no adapter_model.safetensors", "it is not complete")
 
 
-def _scale(settings: Mapping[str, Any]) -> _Scale:
+def scale_of(settings: Mapping[str, Any]) -> Scale:
     alpha = settings.get("lora_alpha", 8)
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(alpha, (int, float)) or not isinstance(patterns, Mapping):
         raise ModelInvalid("lora_alpha in adapter_config.json is not a number")
-    return _Scale(float(alpha), patterns, bool(settings.get("use_rslora")))
+    return Scale(float(alpha), patterns, bool(settings.get("use_rslora")))

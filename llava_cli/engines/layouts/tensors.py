@@ -8,11 +8,14 @@ memory never holds more than is asked for, and any thread may read any rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
+from llava_cli.errors import ModelInvalid
+from llava_cli.models.tensor_names import canonical
 
 Array = npt.NDArray[np.float32]
 Read = Callable[[int, int], Array]
@@ -110,3 +113,25 @@ def summed(tensor: Tensor, other: Tensor) -> Tensor:
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     return replace(tensor, shape=longer.shape, read=read)
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under llava-hf's names; two that become the same are an error."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        target = canonical(name)
+        if target in result:
+            raise ModelInvalid(
+                f"{result[target].name} and {name} are the same tensor under two names"
+            )
+        result[target] = tensor
+    return result
+
+
+def permute(values: Array, heads: int) -> Array:
+    """Rows of q or k from transformers' order (halves) to that of llama.cpp's rope (pairs).
+
+    (heads * 2 * head_dim / 2, ...) -> the two halves of each head interleaved.
+    """
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from llava_cli.engines.layouts.adapters import add_delta
+from llava_cli.engines.layouts.pickles import read_pickle
+from llava_cli.engines.layouts.shards import open_tensors, read_header
+from llava_cli.engines.layouts.source import Extras, Source
+from llava_cli.engines.layouts.tensors import Tensor, constant, renamed, stacked
+from llava_cli.engines.layouts.towers import Tower, choose_tower
 from llava_cli.errors import ModelInvalid
-from llava_cli.models.folders import chat_template, read_json
+from llava_cli.models.folders import chat_template, has_weights, read_json
 from llava_cli.models.templates import format_of
+from llava_cli.models.tensor_names import NEWLINE, PROJECTOR, TEXT, VISION
 from llava_cli.prompts import FORMATS
-from llava_convert.adapters import add_delta
-from llava_convert.canonical import NEWLINE, PROJECTOR, TEXT, VISION, renamed
-from llava_convert.pickles import read_pickle
-from llava_convert.shards import has_weights, open_tensors, read_header
-from llava_convert.source import Extras, Source
-from llava_convert.tensors import Tensor, constant, stacked
-from llava_convert.towers import Tower, choose_tower
 
 LANGUAGES = {
     "LlavaLlamaForCausalLM": "llama",
@@ -38,7 +38,6 @@ _TYPES = {
     "llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2",
     "llava_phi": "phi",
 }  # fmt: skip
-_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size", "mm_vision_select_layer")
 PARTS = ("mm_projector.bin", "mm_projector.safetensors", "non_lora_trainables.bin",
          "non_lora_trainables.safetensors")  # fmt: skip
 """Files that hold only what was trained beside the language model."""
@@ -46,16 +45,9 @@ EMBEDDING = TEXT + "embed_tokens.weight"
 _NOT_TEXT = re.compile(r"mm_.*|image_.*|tune_.*|freeze_.*|use_mm_proj|vision_.*|unfreeze_.*|s2.*")
 
 
-def is_original(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is one that the original code wrote."""
-    architectures = [str(a) for a in config.get("architectures") or []]
-    named = any(re.fullmatch(r"Llava\w*ForCausalLM", name) for name in architectures)
-    return named or any(key in config for key in _KEYS)
-
-
 def open_original(folder: Path, name: str, config: Mapping[str, Any], extras: Extras) -> Source:
     """The model of a folder with the original code's config.json."""
-    language = _language(config)
+    language = language_of(config)
     tensors, notes = _tensors(folder, extras)
     tower = choose_tower(config, tensors, extras.vision_tower)
     tensors = {n: t for n, t in tensors.items() if not n.startswith(VISION)} | dict(tower.tensors)
@@ -64,7 +56,9 @@ def open_original(folder: Path, name: str, config: Mapping[str, Any], extras: Ex
     files = folder
     if extras.base is not None and not _has_tokenizer(folder):
         files = extras.base
-    prompt_format, guess = _prompt_format(config, folder, files, language)
+    prompt_format, guess = extras.prompt_format, list[str]()
+    if prompt_format is None:
+        prompt_format, guess = _prompt_format(config, folder, files, language)
     return Source(
         kind=f"original LLaVA ({language})",
         folder=files,
@@ -77,7 +71,7 @@ def open_original(folder: Path, name: str, config: Mapping[str, Any], extras: Ex
     )
 
 
-def _language(config: Mapping[str, Any]) -> str:
+def language_of(config: Mapping[str, Any]) -> str:
     """Which language model it is."""
     architectures = [str(a) for a in config.get("architectures") or []]
     for name in architectures:
