@@ -13,11 +13,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llava_cli.errors import ModelInvalid
+from llava_cli.errors import MissingDependency, ModelInvalid
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """How SentencePiece writes a space."""
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a model's folder; runs no foreign code."""
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise MissingDependency(
+            f"the tokenizer of {folder} needs a package that is missing: {error}",
+            "pip install 'llava-cli[torch]'",
+        ) from error
+    except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
+        raise ModelInvalid(
+            f"cannot read the tokenizer of {folder}: {error}", "download the model again"
+        ) from error
 
 
 class HfVocabulary:
@@ -45,22 +62,7 @@ class HfVocabulary:
     @classmethod
     def from_folder(cls, folder: Path, ends: Iterable[int] = ()) -> HfVocabulary:
         """Read from tokenizer.json, or converted from tokenizer.model; runs no foreign code."""
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except ImportError as error:
-            raise ModelInvalid(
-                f"the tokenizer of {folder} needs a package that is missing: {error}",
-                "pip install 'llava-cli[torch]'",
-            ) from error
-        except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
-            raise ModelInvalid(
-                f"cannot read the tokenizer of {folder}: {error}", "download the model again"
-            ) from error
-        return cls(tokenizer, ends)
+        return cls(load_tokenizer(folder), ends)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""

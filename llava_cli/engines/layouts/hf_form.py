@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from llava_cli import __version__
+from llava_cli.engines.hf_vocabulary import load_tokenizer
 from llava_cli.engines.layouts.chat_templates import fitting_template
 from llava_cli.engines.layouts.source import Source
 from llava_cli.engines.layouts.tensors import Array, Tensor, constant, stacked
-from llava_cli.engines.quiet import silent
-from llava_cli.errors import MissingDependency, ModelInvalid
+from llava_cli.errors import ModelInvalid
 from llava_cli.models.tensor_names import HEAD, TEXT
 
 IMAGE = "<image>"
@@ -134,27 +134,7 @@ def groups(tensor: Tensor) -> Iterator[tuple[int, int]]:
 
 def _write_tokenizer(folder: Path, target: Path, prompt_format: str | None) -> int:
     """Save it into `target`; gives the id of `<image>`."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingDependency(
-            "a llava-hf tokenizer is made with transformers, which is not installed",
-            "pip install 'llava-cli[torch]'",
-        ) from error
-    try:
-        with silent():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except ImportError as error:
-        raise MissingDependency(
-            f"the tokenizer needs a package that is missing: {error}",
-            "pip install 'llava-cli[torch]'",
-        ) from error
-    except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
-        raise ModelInvalid(
-            f"cannot read the tokenizer of {folder}: {error}", "fetch its files again"
-        ) from error
+    tokenizer = load_tokenizer(folder)
     if IMAGE not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     number: int = tokenizer.get_vocab()[IMAGE]
