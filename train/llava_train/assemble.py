@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from llava_cli import models
+from llava_cli.engines.quiet import silent
 from llava_cli.errors import LlavaError, ModelInvalid, ModelNotFound, UsageError
 from llava_cli.pixels import Aspect, PixelConfig
 from llava_cli.tiles import square_config
@@ -273,7 +272,7 @@ def _load_llava(folder: Path) -> Any:
 def _load(kind: Any, folder: Path) -> Any:
     """A model in float32 from safetensors; anything wrong with it is one clear error."""
     try:
-        with _quiet_transformers():
+        with silent():
             model, report = kind.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
                 attn_implementation="sdpa", local_files_only=True, output_loading_info=True,
@@ -289,22 +288,6 @@ def _load(kind: Any, folder: Path) -> Any:
             f"{folder} lacks {len(missing)} tensors, {missing[0]} first", "fetch the model again"
         )
     return model
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without its progress bars and remarks: what matters here is raised."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _tokenizer(folder: Path) -> Any:
