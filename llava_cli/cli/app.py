@@ -21,20 +21,6 @@ from llava_cli.cli.options import Common
 from llava_cli.errors import LlavaError, OutOfMemory
 from llava_cli.terminal.documents import write_failure
 
-_PERMISSION = "name a place that may be written, or change its permissions"
-_REMEDIES = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room on that disk",
-    errno.EACCES: _PERMISSION,
-    errno.EPERM: _PERMISSION,
-    errno.EROFS: _PERMISSION,
-    errno.ENOTDIR: "a file is in the way: name another path",
-    errno.EEXIST: "a file is in the way: name another path",
-    errno.EISDIR: "a folder is in the way: name another path",
-    errno.ENOENT: "check the path",
-    errno.ENAMETOOLONG: "take a shorter name",
-}
-"""What a person can do where the system refuses something."""
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -121,7 +107,11 @@ _REMEDIES = {
     errno.EACCES: "check the permissions, or name another place",
     errno.EPERM: "check the permissions, or name another place",
     errno.EROFS: "name a place that can be written to",
+    errno.ENOTDIR: "a file is in the way: name another path",
+    errno.EEXIST: "a file is in the way: name another path",
+    errno.EISDIR: "a folder is in the way: name another path",
     errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "take a shorter name",
     errno.EMFILE: "close other programs, or raise the limit: ulimit -n",
 }
 """What helps against what a system refuses."""

@@ -129,15 +129,15 @@ def write_language_model(source: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def adapted(model: Any, folder: Path) -> Any:
-    """The model with a random LoRA of peft on every matrix, which is saved; gives it merged."""
+def adapted(model: Any, folder: Path, targets: str = "all-linear") -> Any:
+    """The model with a random LoRA of peft on its matrices, which is saved; gives it merged."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # between peft and transformers
-        settings = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")
+        settings = LoraConfig(r=4, lora_alpha=12, target_modules=targets)
         peft: Any = get_peft_model(model, settings)
         with torch.no_grad():
             for name, weight in peft.named_parameters():

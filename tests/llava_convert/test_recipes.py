@@ -35,11 +35,13 @@ def repo(folder: Path) -> hub_server.Repo:
 
 
 def write_adapters(source: Path, base: Path, desk: Path) -> None:
-    """`my-lora` on the whole model, `original-lora` on its language model."""
+    """`my-lora` on the whole model, `text-lora` and `original-lora` on its language model."""
     import torch
     from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
     adapted(LlavaForConditionalGeneration.from_pretrained(source), desk / "my-lora")
+    text = LlavaForConditionalGeneration.from_pretrained(source)
+    adapted(text, desk / "text-lora", r".*language_model.*_proj")
     folder = desk / "original-lora"
     adapted(AutoModelForCausalLM.from_pretrained(base), folder)
     copy_tokenizer(source, folder)
@@ -80,4 +82,4 @@ def test_the_guides_commands_for_models_of_the_hub_work(
     assert {name for name in hub.repos if name not in " ".join(c.text for c in shown)} == set()
     names = {path.name for path in (desk / "gguf").iterdir()}
     assert {"llava-1.5-7b-hf-Q4_K_M.gguf", "mmproj-llava-v1.5-7b-F16.gguf"} < names
-    assert {"my-lora-Q4_K_M.gguf", "original-lora-F16.gguf"} < names
+    assert {"my-lora-Q4_K_M.gguf", "original-lora-F16.gguf", "text-lora-lora-F16.gguf"} < names
