@@ -35,7 +35,7 @@ def convert_adapter(
     folder: Path,
     out: Path,
     *,
-    base: Path,
+    base: Path | None,
     outtypes: Sequence[str] = (),
     name: str | None = None,
     dry_run: bool = False,
@@ -45,8 +45,18 @@ def convert_adapter(
     for kind in wanted:
         if kind not in KINDS:
             raise UsageError(f"an adapter cannot be {kind}", f"known: {', '.join(KINDS)}")
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelInvalid(f"{folder} is no LoRA adapter", "it has no adapter_config.json")
+    settings = folder / "adapter_config.json"
+    if not settings.is_file():
+        raise ModelInvalid(
+            f"{folder} is no LoRA adapter: it has no adapter_config.json",
+            "give the folder that training or peft wrote",
+        )
+    if base is None:
+        known = read_json(settings).get("base_model_name_or_path") or "unknown"
+        raise ModelInvalid(
+            f"{folder} is written for the model that it was trained on ({known})",
+            "name that model, a folder, a .gguf or a Hub id: --base REF",
+        )
     lora = open_lora(folder, _language(base))
     label = checked_label(name, folder.resolve().name.lstrip(".") or "adapter")
     paths = [(out / f"{label}-lora-{KINDS[kind]}.gguf", kind == "f16") for kind in wanted]

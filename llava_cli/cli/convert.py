@@ -151,23 +151,14 @@ def _open(source: str, options: dict[str, Any]) -> tuple[Source, str | None]:
 
 def _adapter(source: str, out: Path, options: dict[str, Any]) -> ConvertResult:
     """A LoRA adapter as a file of its own."""
-    from llava_cli.errors import ModelInvalid
-    from llava_cli.models.folders import read_json
     from llava_convert.adapter_target import convert_adapter
 
     folder, label = _locate(source)
     base = options["base"]
-    if base is None:
-        settings = folder / "adapter_config.json"
-        known = read_json(settings).get("base_model_name_or_path") if settings.is_file() else None
-        raise ModelInvalid(
-            f"{source} is written for the model that it was trained on ({known or 'unknown'})",
-            "name that model, a folder, a .gguf or a Hub id: --base REF",
-        )
     return convert_adapter(
         folder,
         out,
-        base=_locate(base, ("config.json",))[0],
+        base=_locate(base, ("config.json",))[0] if base else None,
         outtypes=options["outtypes"],
         name=label if options["name"] is None else options["name"],
         dry_run=options["dry_run"],

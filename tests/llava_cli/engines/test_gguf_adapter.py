@@ -177,6 +177,8 @@ def test_convert_to_adapter_asks_for_the_base_and_shows_what_it_would_write(
     convert = ["convert", str(adapter), "-o", str(tmp_path / "out"), "--to", "adapter"]
     assert main(convert) == 3
     assert "--base REF" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "absent"), *convert[2:]]) == 3
+    assert "is no LoRA adapter" in capsys.readouterr().err
     base = str(next(p for p in bpe_gguf_folder.iterdir() if "mmproj" not in p.name))
     assert main([*convert, "--base", base, "--dry-run", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["files"]
