@@ -59,6 +59,7 @@ class Bench:
     home: Path
     runs: int
     llama: Path | None
+    slots: tuple[int, ...]
 
     def llava(self, *arguments: str, cache: bool = False) -> list[str]:
         """Our command line."""
@@ -225,21 +226,32 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("benchmark-files"))
     parser.add_argument("--llama", type=Path, help="folder of llama-mtmd-cli and the others")
     parser.add_argument("--build", type=Path, help="build them there first (minutes)")
+    parser.add_argument("--captions", type=int, default=CAPTIONS)
+    parser.add_argument("--slots", default="1,4,8,16", help="llama-server's --parallel, best taken")
     parser.add_argument("--json", type=Path, help="also write every number to this file")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     shape = "1.1b" if options.quick and options.shape == "7b" else options.shape
     text, mmproj = random_models.make(
         random_models.SHAPES[shape], options.work, f"random-{shape}"
     )  # fmt: skip
-    pictures = draw(options.work / "pictures", 4 if options.quick else CAPTIONS)
+    pictures = draw(options.work / "pictures", 4 if options.quick else options.captions)
     llama = programs.build(options.build) if options.build else options.llama
     bench = Bench(
         text, mmproj, pictures, options.threads, options.work / "home",
         1 if options.quick else options.runs, llama,
+        tuple(map(int, options.slots.split(","))),
     )  # fmt: skip
+    if llama:
+        square = options.work / "square.png"
+        side = random_models.SHAPES[shape].image
+        PIL.open(pictures[0]).resize((side, side)).save(square)
+        for question, equal in programs.equal_answers(bench, run, square, ANSWER):
+            verdict = "the same tokens as" if equal else "OTHER TOKENS THAN"
+            sys.stdout.write(f"{verdict} llama-mtmd-cli: {question}\n")
     ours = {**own_time(), **inside(bench), **our_processes(bench)}
     theirs = programs.measure(bench, run, QUESTION, ANSWER, CAPTION) if llama else {}
-    for name, value in ours.items():
+    for name, value in {**ours, **theirs}.items():
         sys.stdout.write(f"{value:10.2f}  {name}\n")
     for line in programs.ratios(ours, theirs, len(pictures)):
         sys.stdout.write(line + "\n")

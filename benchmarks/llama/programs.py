@@ -20,6 +20,7 @@ from typing import Any
 PROGRAMS = ("llama-mtmd-cli", "llama-server", "llama-bench")
 BEST_FLAGS = ("--no-repack", "--no-warmup")
 PORT = 18089
+EQUAL_QUESTIONS = ("What is this?", "What is unusual here?", "Describe the image in detail.")
 
 LIMITS = {
     # ours: (theirs with default flags, bound), (theirs with the best flags, bound)
@@ -84,9 +85,24 @@ def measure(
     found.update(_bench(bench, "bench best", caption, ("--no-repack",)))
     for name, flags in (("server", ()), ("server best", BEST_FLAGS)):
         found[f"{name}, wall s"] = min(
-            _server(bench, question, caption, slots, flags) for slots in (1, 4, 8, 16)
+            _server(bench, question, caption, slots, flags) for slots in bench.slots
         )
     return found
+
+
+def equal_answers(
+    bench: Any, run: Callable[[list[str], Path], Any], picture: Path, count: int
+) -> Iterator[tuple[str, bool]]:
+    """Questions to us and to llama-mtmd-cli with the same kernels, and whether they agree.
+
+    `picture` must have the model's own size: each program resizes in its own way. llama-mtmd-cli
+    writes from another thread and may end before its last words are out: what it wrote is compared.
+    """
+    for question in EQUAL_QUESTIONS:
+        theirs = run(_mtmd(bench, picture, question, count, BEST_FLAGS), bench.home).text.strip()
+        asked = bench.llava(str(picture), question, "--max-tokens", str(count))
+        ours = run(asked, bench.home).text.strip()
+        yield question, bool(theirs) and ours.startswith(theirs)
 
 
 def ratios(ours: Mapping[str, float], theirs: Mapping[str, float], count: int) -> Iterator[str]:
@@ -116,8 +132,8 @@ def _mtmd(
 ) -> list[str]:
     return [
         str(bench.llama / "llama-mtmd-cli"), "-m", str(bench.text), "--mmproj", str(bench.mmproj),
-        "--image", str(picture), "-p", question, "-n", str(count), "--temp", "0", "--ignore-eos",
-        "-t", str(bench.threads), "--chat-template", "vicuna", *flags,
+        "--image", str(picture), "-p", f"\n{question}", "-n", str(count), "--temp", "0",
+        "--ignore-eos", "-t", str(bench.threads), "--jinja", *flags,
     ]  # fmt: skip
 
 
@@ -142,7 +158,7 @@ def _server(bench: Any, question: str, count: int, slots: int, flags: tuple[str,
     command = [
         str(bench.llama / "llama-server"), "-m", str(bench.text), "--mmproj", str(bench.mmproj),
         "--port", str(PORT), "--parallel", str(slots), "-c", str(room), "-t", str(bench.threads),
-        "--chat-template", "vicuna", *flags,
+        "--jinja", *flags,
     ]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -18,6 +18,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, TokenType
 
+from llava_cli.engines.layouts.chat_templates import template_of
+
+FORMAT = "vicuna_v1"
 _BLOCK = {Kind.Q4_K: (256, 144), Kind.Q6_K: (256, 210), Kind.F16: (1, 2), Kind.F32: (1, 4)}
 _VOCABULARY = 32000
 
@@ -71,7 +74,8 @@ def _write_text(shape: Shape, path: Path) -> None:
     writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(_VOCABULARY)
-    writer.add_string("llava.prompt_format", "vicuna_v1")
+    writer.add_string("llava.prompt_format", FORMAT)
+    writer.add_chat_template(template_of(FORMAT) or "")
     _add_vocabulary(writer)
     _write(writer, _text_tensors(shape))
 
