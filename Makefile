@@ -28,7 +28,7 @@ demo: $(VENV)/.base
 	$(BIN)/llava ask docs/example.png "what is unusual here?"
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check
