@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
+from llava_cli.cli import main
 from llava_cli.errors import DataError
 from llava_cli.prompts import FORMATS, prompt_text
 from llava_train.conversations import Sample, read, rendered, sample_of
@@ -54,6 +55,23 @@ def test_a_webdataset_tar_gives_its_pictures_without_unpacking(tmp_path: Path) -
     samples = read([write_tar(tmp_path / "shard.tar", members)])
     assert sides(samples) == [[3], [4], [5]]
     assert [s.turns[1][1] for s in samples] == ["A0", "a caption", "A2"]
+
+
+def test_a_folder_of_shards_is_read_as_data_convert_wrote_it(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(png(3 + number))
+    rows = [record(number, image=f"{number}.png") for number in range(5)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    given = ["--images", str(tmp_path), "-o", str(tmp_path / "shards")]
+    assert main(["data", "convert", "llava", str(tmp_path / "rows.json"), *given]) == 0
+    found = gather([tmp_path / "shards"], None).samples
+    assert sides(found) == [[3], [4], [5], [6], [7]]
+    assert [s.turns[1][1] for s in found] == [f"A{number}" for number in range(5)]
+
+
+def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no webdataset shards"):
+        gather([tmp_path], None)
 
 
 def test_a_compressed_tar_says_what_to_do(tmp_path: Path) -> None:

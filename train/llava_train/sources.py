@@ -12,7 +12,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -78,19 +78,31 @@ class Source:
 
 
 def mixture(paths: Sequence[Path], images: Path | None) -> list[Source]:
-    """The files; a TOML file among them stands for the files that it lists as [[data]]."""
+    """The files; a TOML file among them stands for the files that it lists as [[data]].
+
+    A folder stands for its webdataset shards.
+    """
     sources: list[Source] = []
     for path in paths:
         if path.suffix != ".toml":
-            sources.append(Source(path, images))
+            sources += _shards(Source(path, images))
             continue
         try:
             entries = tomllib.loads(path.read_text("utf-8")).get("data", [])
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise DataError(f"{path} is not TOML: {error}", "list files as [[data]]") from error
         for entry in entries:
-            sources.append(_entry(entry, path, images))
+            sources += _shards(_entry(entry, path, images))
     return sources
+
+
+def _shards(source: Source) -> list[Source]:
+    if not source.path.is_dir():
+        return [source]
+    shards = sorted(source.path.glob("*.tar"))
+    if not shards:
+        raise DataError(f"{source.path} holds no webdataset shards (*.tar)", _HINT)
+    return [replace(source, path=path) for path in shards]
 
 
 def _entry(entry: Any, place: Path, images: Path | None) -> Source:
