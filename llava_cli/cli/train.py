@@ -54,7 +54,7 @@ _DEFAULTS = {
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """What both stages take."""
     folder = click.Path(path_type=Path)
-    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    data = click.Path(path_type=Path, exists=True)
     declared = (
         click.option("--model", metavar="REF", help="Language model, or a whole LLaVA."),
         click.option("--from", "from_run", metavar="RUN", help="A run, or a whole LLaVA."),
@@ -65,9 +65,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             "--data",
             multiple=True,
             required=True,
-            type=file,
-            help="LLaVA or ShareGPT samples as JSON, JSON Lines, parquet or a webdataset tar; "
-            "or a TOML file that lists such files with weights.",
+            type=data,
+            help="LLaVA or ShareGPT samples as JSON, JSON Lines, parquet, a webdataset tar or a "
+            "folder of these; or a TOML file that lists such files with weights.",
         ),
         click.option("--images", type=folder, help="Folder that the data's pictures lie in."),
         click.option("--output", "-o", required=True, type=folder, help="Folder of the run."),
