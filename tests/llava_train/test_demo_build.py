@@ -15,7 +15,7 @@ from llava_cli.images import Image
 from llava_train.demo import tower
 from llava_train.demo.build import BuildSettings, build
 from llava_train.demo.language import LanguageSettings
-from llava_train.scenes import sample_scene
+from llava_train.scenes import COLORS, SHAPES, sample_scene
 
 FEW_STEPS = ("batch=4", "micro_batch=2", "steps=2")
 TOY = BuildSettings(
@@ -74,8 +74,8 @@ def test_a_patch_is_labelled_with_the_object_that_covers_it() -> None:
         y = (shown.box[1] + shown.box[3]) / 2 * scene.height * scale + top
         patch = int(y // tower.PATCH_PX) * tower.GRID + int(x // tower.PATCH_PX)
         found = dict(zip(names, labels[patch].tolist(), strict=True))
-        assert found["shape"] == 1 + tower.SHAPES.index(shown.shape)
-        assert found["color"] == 1 + list(tower.COLORS).index(shown.color)
+        assert found["shape"] == 1 + SHAPES.index(shown.shape)
+        assert found["color"] == 1 + list(COLORS).index(shown.color)
         assert (found["cell"], found["centre"]) == (1 + shown.cell, 1)
         assert found["odd"] == (number == scene.odd)
 
