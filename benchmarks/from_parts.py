@@ -140,14 +140,14 @@ def draw(run: Run) -> None:
 
 
 def probe(run: Run, stage: str, data: str, *more: str) -> tuple[float, float]:
-    """Seconds of a step, and of all the rest of a command (starting, exporting)."""
+    """Mean seconds of a step (batches are long or short), and of all the rest of a command (starting, exporting)."""
     began = time.monotonic()
     output = f"probe-{stage}"
     run.train(stage, output, f"probe-{data}", *more, "--set", f"steps={PROBE}")
     whole = time.monotonic() - began
     steps = [line["seconds"] + line["data_wait"] for line in run.log(output)]
     shutil.rmtree(run.out / output)
-    return statistics.median(steps[2:]), whole - sum(steps)
+    return statistics.fmean(steps[2:]), whole - sum(steps)
 
 
 def stage1(run: Run) -> None:
