@@ -140,7 +140,7 @@ def draw(run: Run) -> None:
 
 
 def probe(run: Run, stage: str, data: str, *more: str) -> tuple[float, float]:
-    """Mean seconds of a step (batches are long or short), and of all the rest of a command (starting, exporting)."""
+    """Mean seconds of a step, short or long, and of all the rest of a command."""
     began = time.monotonic()
     output = f"probe-{stage}"
     run.train(stage, output, f"probe-{data}", *more, "--set", f"steps={PROBE}")
