@@ -169,6 +169,7 @@ def test_a_schema_holds_in_a_batch(bpe_gguf: GgufEngine) -> None:
         "[]",
         "3",
     ],
+    ids=lambda value: "so" if callable(value) else str(value),  # no address of a function
 )
 def test_schemas_that_cannot_be_followed_are_refused(schema: str) -> None:
     with pytest.raises(UsageError, match="schema cannot be followed"):
