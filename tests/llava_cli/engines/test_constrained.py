@@ -169,7 +169,6 @@ def test_a_schema_holds_in_a_batch(bpe_gguf: GgufEngine) -> None:
         "[]",
         "3",
     ],
-    ids=lambda value: "so" if callable(value) else str(value),  # no address of a function
 )
 def test_schemas_that_cannot_be_followed_are_refused(schema: str) -> None:
     with pytest.raises(UsageError, match="schema cannot be followed"):
@@ -189,7 +188,7 @@ def test_schemas_that_cannot_be_followed_are_refused(schema: str) -> None:
         ({"properties": {"root": {"const": 1}}, "required": ["root"]}, lambda v: v == {"root": 1}),
         ({"type": "object", "additionalProperties": False}, lambda v: v == {}),
     ],
-    ids=str,
+    ids=lambda value: "so" if callable(value) else str(value),  # no address of a function
 )
 def test_what_the_schema_says_holds(bpe_gguf: Engine, schema: Any, good: Any) -> None:
     sampling = Sampling(schema=json.dumps(schema), max_tokens=60, temperature=2.0, seed=1)
