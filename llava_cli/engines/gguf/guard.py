@@ -1,6 +1,6 @@
 """Repairs llama.cpp's CLIP graph while it runs, through its public evaluation callback.
 
-Three things are put right, each checked after every picture (`check`):
+Four things are put right; the first three are checked after every picture (`check`):
 
 1. *Position of the class token* (ggml-org/llama.cpp#25814). The graph puts the class embedding
    behind the patches, but fills the row numbers as if it stood in front: every patch gets its
@@ -10,10 +10,12 @@ Three things are put right, each checked after every picture (`check`):
    computed in float32.
 3. *GELU.* ggml's is the tanh form from a float16 table; that of LLaVA's projector (and of towers
    that say so) is the erf form, which ggml also has: the node is switched to it.
+4. *Zeros.* Pixtral's graph clears memory that nobody has written by scaling it with 0; a NaN that
+   happens to lie there stays one, in every break between rows of the picture. It becomes zeros.
 
 The graph's nodes are C structs read at the offsets of 64-bit builds; `_Layout` proves the offsets
-on a live node before anything is written, and any surprise refuses the model. For towers of other
-families nothing is written; the callback then only lets Ctrl-C through.
+on a live node before anything is written, and any surprise refuses the model. In towers of other
+families than CLIP's only the fourth is looked for.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class GraphGuard:
         self._error = ""
         self._nodes = 0
         self._patch_node = 0
+        self._zero_node = 0
 
     def _on_node(self, tensor: int, ask: bool, _data: Any) -> bool:
         """Asked before a node runs (True: stop behind it and call again with ask=False)."""
@@ -101,10 +104,13 @@ class GraphGuard:
         return not ask
 
     def _before(self, tensor: int) -> bool:
-        if not self._has_class and self._erf_layers is None:
-            return False
         self._prove_layout(tensor)
         op = self._ggml.ggml_op_name(_int32(tensor, _OP))
+        if op == b"SCALE" and _float32(tensor, _OP_PARAM0) == 0:
+            self._zero_node = tensor
+            return True
+        if not self._has_class and self._erf_layers is None:
+            return False
         first, second = self._name(_pointer(tensor, _SRC0)), self._name(_pointer(tensor, _SRC1))
         if op == b"CONCAT" and (b"class_embd" in second or b"class_embd" in first):
             self._order = "last" if b"class_embd" in second else "first"
@@ -132,7 +138,10 @@ class GraphGuard:
         return self._patches is not None
 
     def _after(self, tensor: int) -> bool:
-        """Where the patch embedding stands in this node: put ours in its place."""
+        """Where zeros must stand in this node, or the patch embedding: put ours in its place."""
+        if tensor == self._zero_node:
+            zeros = bytes(self._ggml.ggml_nbytes(tensor))
+            self._ggml.ggml_backend_tensor_set(tensor, zeros, 0, len(zeros))
         patches = self._patches
         if patches is None or tensor != self._patch_node:
             return True
@@ -180,7 +189,7 @@ class GraphGuard:
 
 
 def _declared(library: ctypes.CDLL) -> Any:
-    """The four functions used, with their types."""
+    """The functions used, with their types."""
     ggml: Any = library
     ggml.ggml_op_name.argtypes, ggml.ggml_op_name.restype = [ctypes.c_int], ctypes.c_char_p
     ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
@@ -194,6 +203,7 @@ def _declared(library: ctypes.CDLL) -> Any:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     ggml.ggml_backend_tensor_set.argtypes = [pointer, pointer, size, size]
     ggml.ggml_backend_tensor_set.restype = None
+    ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [pointer], size
     return ggml
 
 
@@ -209,6 +219,10 @@ def _unary_ops(ggml: Any) -> tuple[int, int]:
 
 def _int32(tensor: int, offset: int) -> int:
     return ctypes.c_int32.from_address(tensor + offset).value
+
+
+def _float32(tensor: int, offset: int) -> float:
+    return ctypes.c_float.from_address(tensor + offset).value
 
 
 def _int64(tensor: int, offset: int) -> int:
