@@ -63,7 +63,7 @@ def main() -> int:
     for count in map(int, options.tokens.split(",")):
         shares = []
         for way in (reduction.merged, reduction.chosen):
-            setattr(pictures, "merged", way)  # noqa: B010 - the other way is no option
+            setattr(pictures, "chosen", way)  # noqa: B010 - the other way is no option
             shares.append(right(cases, count) / len(cases))
         sys.stdout.write(f"{count:6}  {shares[0]:6.1%}  {shares[1]:6.1%}\n")
         sys.stdout.flush()

@@ -1,10 +1,11 @@
-"""Fewer picture tokens, without training: similar ones are merged before the model reads them.
+"""Fewer picture tokens, without training: those most unlike each other are read.
 
+`chosen` is the greedy k-centre selection of ToDRE (arXiv 2505.18757), which the engine uses.
 `merged` is bipartite soft matching after ToMe (Bolya et al., arXiv 2210.09461), done on projected
 features instead of between a tower's layers: tokens are dealt to two sides in turn, every token of
 the first side finds its most similar one of the second, and the most similar pairs become their
-mean, weighted by how many tokens each stands for. `chosen` is the greedy k-centre selection of
-ToDRE (arXiv 2505.18757). What they cost in accuracy is in docs/performance.md.
+mean, weighted by how many tokens each stands for; it costs more accuracy (docs/performance.md) and
+is here to be compared with.
 
 Legend: N tokens, K tokens that are left, D width of a feature.
 """

@@ -69,7 +69,7 @@ class GgufEngine:
         """Load; `kv_type` and `flash_attention` default to exactness for float32 models.
 
         `cache` keeps pictures and what was read up to them for later runs; `image_tokens` bounds
-        the tokens of one picture (a LLaVA's are merged, other families see a smaller picture);
+        the tokens of one picture (of a LLaVA's so many are chosen, others see a smaller one);
         `adapter` is a LoRA, llama.cpp's file or peft's folder; `progress` hears the fraction of the
         weights that is loaded.
         """

@@ -22,7 +22,7 @@ from llava_cli.cache import DiskCache
 from llava_cli.engines.base import ImageInfo
 from llava_cli.engines.gguf.layout import Part, Tile
 from llava_cli.engines.gguf.vision import Rows, Squares
-from llava_cli.engines.reduction import merged
+from llava_cli.engines.reduction import chosen
 from llava_cli.images import Image
 from llava_cli.models.gguf_header import read_header
 from llava_cli.models.mmproj import is_llava
@@ -89,8 +89,8 @@ class Pictures:
     ) -> None:
         """`identity`: what decides the features beside the picture, for the cache.
 
-        `image_tokens`: tokens of one picture at most. A LLaVA's features are merged down to so
-        many; the encoder of another family makes pictures small enough by itself.
+        `image_tokens`: tokens of one picture at most. Of a LLaVA's features so many
+        are chosen; the encoder of another family makes pictures small enough by itself.
         """
         header = read_header(mmproj)
         self._squares = Squares(header.metadata) if is_llava(header) else None
@@ -159,7 +159,7 @@ class Pictures:
         if rows is None:
             rows = self._computed(image, picture)
         if len(rows) > picture.count:
-            rows = merged(rows, picture.count)
+            rows = chosen(rows, picture.count)
         self._rows[picture.key] = rows
         while len(self._rows) > 1 and self._keeps_too_much():
             self._rows.popitem(last=False)
