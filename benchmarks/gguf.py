@@ -30,7 +30,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 from PIL import Image as PIL
 
-from benchmarks.llama import programs, random_models
+from benchmarks.llama import floors, programs, random_models
 
 QUESTION = "What is unusual about this picture? Answer in one sentence."
 SECOND = "How many things are there?"
@@ -251,12 +251,16 @@ def main() -> int:
             sys.stdout.write(f"{verdict} llama-mtmd-cli: {question}\n")
     ours = {**own_time(), **inside(bench), **our_processes(bench)}
     theirs = programs.measure(bench, run, QUESTION, ANSWER, CAPTION) if llama else {}
-    for name, value in {**ours, **theirs}.items():
+    limits = floors.floors(text, options.threads)
+    for name, value in {**ours, **theirs, **limits}.items():
         sys.stdout.write(f"{value:10.2f}  {name}\n")
     for line in programs.ratios(ours, theirs, len(pictures)):
         sys.stdout.write(line + "\n")
     if options.json:
-        numbers = {"shape": shape, "threads": options.threads, "ours": ours, "theirs": theirs}
+        numbers = {
+            "shape": shape, "threads": options.threads,
+            "ours": ours, "theirs": theirs, "floors": limits,
+        }  # fmt: skip
         options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -42,9 +42,10 @@ PATCH_HEADS = {
     "centre": 2,
     "odd": 2,
 }
-ODD_WEIGHT = 6.0
-"""Which object is the odd one is learnt last: it takes a look at all of them, and few patches show
-it. Without this weight half of the odd ones were still missed when all else was right."""
+HEAD_WEIGHTS = {"odd": 6.0, "shape": 2.5}
+"""How heavy a patch label is; 1.0 where none is given. Which object is the odd one is learnt last:
+it takes a look at all of them, and few patches show it. Shapes of half a patch are what is taken
+for something else when all other labels are right."""
 PICTURE_HEADS = {"count": 10, "background": len(BACKGROUNDS), "any odd": 2}
 
 
@@ -182,7 +183,7 @@ def object_weights(cells: Tensor) -> Tensor:
     """
     ones = torch.ones_like(cells, dtype=torch.float32)
     covered = ones.new_zeros(len(cells), PATCH_HEADS["cell"]).scatter_add_(1, cells, ones)
-    return (6 / covered.gather(1, cells)).clamp(0.5, 4.0)
+    return (6 / covered.gather(1, cells)).clamp(0.5, 6.0)
 
 
 def loss_of(
@@ -204,8 +205,7 @@ def loss_of(
         each = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), target.flatten(), reduction="none"
         )
-        share = ODD_WEIGHT if name == "odd" else 1.0
-        loss = loss + share * (each * weight.flatten()).sum() / weight.sum()
+        loss = loss + HEAD_WEIGHTS.get(name, 1.0) * (each * weight.flatten()).sum() / weight.sum()
         accuracy[name] = (logits.argmax(-1) == target)[shown].float().mean()
     for i, (name, logits) in enumerate(
         zip(PICTURE_HEADS, picture_logits.split(list(PICTURE_HEADS.values()), -1), strict=True)
