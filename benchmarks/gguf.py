@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,9 @@ from PIL import Image as PIL
 
 from benchmarks.llama import floors, programs, random_models
 
-QUESTION = "What is unusual about this picture? Answer in one sentence."
-SECOND = "How many things are there?"
+QUESTION, SECOND = random_models.QUESTION, random_models.SECOND
 ANSWER, CAPTION, CAPTIONS = 24, 48, 16
+QUICK = {"shape": "1.1b", "runs": 1, "captions": 2, "slots": "2", "questions": 1}
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,16 @@ def our_processes(bench: Bench) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def inside(bench: Bench) -> dict[str, float]:
-    """Speeds inside the engine, and the second turn of a chat."""
+def inside(bench: Bench, repack: bool) -> dict[str, float]:
+    """Speeds inside the engine, and the second turn of a chat; weights rearranged or not."""
     from llava_cli import engines, models
     from llava_cli.conversation import Conversation
     from llava_cli.engines.base import Sampling
+    from llava_cli.engines.tuning import Tuning
     from llava_cli.images import Image
 
     files = models.resolve(str(bench.text), mmproj=str(bench.mmproj))
-    engine: Any = engines.load(files, threads=bench.threads)
+    engine: Any = engines.load(files, threads=bench.threads, tuning=Tuning(repack=repack))
     image = Image.from_path(bench.pictures[0])
     asked = Conversation().add("user", image, QUESTION)
     last = list(engine.generate(asked, Sampling(max_tokens=ANSWER)))
@@ -149,13 +152,20 @@ def inside(bench: Bench) -> dict[str, float]:
             context.read_tokens([token])
         return CAPTION / (time.perf_counter() - started)
 
+    how = ", weights rearranged" if repack else ""
     found = {
-        "prefill, 512 tokens, tokens/s": bench.median(prefill),
-        "decode, tokens/s": bench.median(decode),
-        "second question, same chat, first token s": second.ttft_s,
+        f"prefill, 512 tokens{how}, tokens/s": bench.median(prefill),
+        f"decode{how}, tokens/s": bench.median(decode),
+        f"second question, same chat{how}, first token s": second.ttft_s,
     }
     engine.close()
     return found
+
+
+def apart(bench: Bench, repack: bool) -> dict[str, float]:
+    """`inside`, in a process of its own: a child's peak memory counts its parent's at the start."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(inside, bench, repack).result()
 
 
 def own_time() -> dict[str, float]:
@@ -219,7 +229,7 @@ def _length(count: int) -> list[str]:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="the 1.1B shape, one run, 4 captions")
+    parser.add_argument("--quick", action="store_true", help="the 1.1B shape, one run, 2 captions")
     parser.add_argument("--shape", choices=random_models.SHAPES, default="7b")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -228,28 +238,28 @@ def main() -> int:
     parser.add_argument("--build", type=Path, help="build them there first (minutes)")
     parser.add_argument("--captions", type=int, default=CAPTIONS)
     parser.add_argument("--slots", default="1,4,8,16", help="llama-server's --parallel, best taken")
+    parser.add_argument("--questions", type=int, default=3, help="whose tokens are compared")
     parser.add_argument("--json", type=Path, help="also write every number to this file")
+    if parser.parse_args().quick:
+        parser.set_defaults(**QUICK)
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    shape = "1.1b" if options.quick and options.shape == "7b" else options.shape
-    text, mmproj = random_models.make(
-        random_models.SHAPES[shape], options.work, f"random-{shape}"
-    )  # fmt: skip
-    pictures = draw(options.work / "pictures", 4 if options.quick else options.captions)
+    shape = random_models.SHAPES[options.shape]
+    text, mmproj = random_models.make(shape, options.work, f"random-{options.shape}")
+    pictures = draw(options.work / "pictures", options.captions)
     llama = programs.build(options.build) if options.build else options.llama
     bench = Bench(
         text, mmproj, pictures, options.threads, options.work / "home",
-        1 if options.quick else options.runs, llama,
-        tuple(map(int, options.slots.split(","))),
+        options.runs, llama, tuple(map(int, options.slots.split(","))),
     )  # fmt: skip
     if llama:
         square = options.work / "square.png"
-        side = random_models.SHAPES[shape].image
-        PIL.open(pictures[0]).resize((side, side)).save(square)
-        for question, equal in programs.equal_answers(bench, run, square, ANSWER):
+        PIL.open(pictures[0]).resize((shape.image, shape.image)).save(square)
+        questions = programs.EQUAL_QUESTIONS[: options.questions]
+        for question, equal in programs.equal_answers(bench, run, questions, square, ANSWER):
             verdict = "the same tokens as" if equal else "OTHER TOKENS THAN"
             sys.stdout.write(f"{verdict} llama-mtmd-cli: {question}\n")
-    ours = {**own_time(), **inside(bench), **our_processes(bench)}
+    ours = {**own_time(), **apart(bench, False), **apart(bench, True), **our_processes(bench)}
     theirs = programs.measure(bench, run, QUESTION, ANSWER, CAPTION) if llama else {}
     limits = floors.floors(text, options.threads)
     for name, value in {**ours, **theirs, **limits}.items():
@@ -258,7 +268,7 @@ def main() -> int:
         sys.stdout.write(line + "\n")
     if options.json:
         numbers = {
-            "shape": shape, "threads": options.threads,
+            "shape": options.shape, "threads": options.threads,
             "ours": ours, "theirs": theirs, "floors": limits,
         }  # fmt: skip
         options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

@@ -3,7 +3,8 @@
     python benchmarks/llama/random_models.py --shape 1.1b -o models
 
 Blocks of Q4_K and Q6_K are filled with random bytes and a scale that keeps activations finite;
-answers are nonsense. The vocabulary is made up. Nothing is downloaded and nothing is committed.
+answers are nonsense. The vocabulary is made up, but for the words that are asked: a question has
+about as many tokens as for a real model. Nothing is downloaded and nothing is committed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, TokenType
 
 from llava_cli.engines.layouts.chat_templates import template_of
+from llava_cli.prompts import FORMATS
 
 FORMAT = "vicuna_v1"
+QUESTION = "What is unusual about this picture? Answer in one sentence."
+SECOND = "How many things are there?"
 _BLOCK = {Kind.Q4_K: (256, 144), Kind.Q6_K: (256, 210), Kind.F16: (1, 2), Kind.F32: (1, 4)}
 _VOCABULARY = 32000
 
@@ -83,10 +87,14 @@ def _write_text(shape: Shape, path: Path) -> None:
 def _add_vocabulary(writer: GGUFWriter) -> None:
     """SentencePiece's form: specials, bytes, letters, and made-up words."""
     letters = "etaoinshrdlucmfwypvbgkqjxz"
-    words = [*letters, *(f"\u2581{a}" for a in letters), "\u2581"]
+    prompt = FORMATS[FORMAT]
+    asked = f"{prompt.system} {prompt.user_open} {prompt.header} {QUESTION} {SECOND}".split()
+    words = list(dict.fromkeys(f"\u2581{word}"[:n] for word in asked for n in range(1, 16)))
+    words += [*letters, *(f"\u2581{a}" for a in letters)]
     words += [f"\u2581{a}{b}" for a in letters for b in letters]
     words += [f"{a}{b}{c}" for a in letters for b in letters for c in letters]
     words += [f"\u2581{a}{b}{c}" for a in letters for b in letters for c in letters]
+    words = list(dict.fromkeys(words))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
     tokens = tokens[:_VOCABULARY]
     kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
