@@ -4,10 +4,10 @@ Example: python benchmarks/convert.py --llama-cpp llama.cpp --work /tmp/bench --
 
 The checkpoint is random, in LLaVA-1.5's shapes (7B, or 1.1B with --quick), and is made once in the
 work folder. llama.cpp's side is its own converter (`convert_hf_to_gguf.py`, from its sources) to
-bfloat16 and then `llama_model_quantize`, which is what the llama-quantize tool calls; it writes no
-mmproj, because its converter cannot. Prints wall time, CPU time, peak memory and what each side has
-on the disk at most, and compares the text files: quantised tensors byte by byte, metadata key by
-key.
+float16, as the source is, and then `llama_model_quantize`, which is what the llama-quantize tool
+calls; it writes no mmproj, because its converter cannot. Prints wall time, CPU time, peak memory
+and what each side has on the disk at most, and compares the text files: quantised tensors byte by
+byte, metadata key by key.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def _theirs(llama_cpp: Path, source: Path, work: Path, ours: Measure) -> dict[st
     folder = work / "theirs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    large, small = folder / "bf16.gguf", folder / "q4_k_m.gguf"
+    large, small = folder / "f16.gguf", folder / "q4_k_m.gguf"
     convert = _measured(
         [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(source), "--outfile",
-         str(large), "--outtype", "bf16"], folder,
+         str(large), "--outtype", "f16"], folder,
     )  # fmt: skip
     quantise = _measured([sys.executable, __file__, "--quantize", str(large), str(small)], folder)
     total = convert.wall_s + quantise.wall_s

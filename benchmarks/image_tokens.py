@@ -1,4 +1,4 @@
-"""How right is the bundled model when its pictures are merged down to N tokens?
+"""How right is the bundled model when only N tokens of a picture are read?
 
     python benchmarks/image_tokens.py --n 100 --tokens 100,64,49,36,25,16
 
