@@ -1,8 +1,8 @@
-"""What no engine on this machine can beat, for `gguf.py`.
+"""What this machine gives, to hold an engine's speed against, for `gguf.py`.
 
 A token is decoded by reading every weight once: at most the memory's bandwidth over the weights'
-bytes. A prompt needs two operations a weight and token: at most the rate of an int8 matrix
-product, the type that llama.cpp computes quantised weights in, over that many.
+bytes. A prompt needs two operations a weight and token; torch's int8 matrix product says how many a
+second are had here by one good routine, which is no bound for another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOKENS, WIDTH, INNER = 512, 4096, 11008
 
 
 def floors(model: Path, threads: int) -> dict[str, float]:
-    """Tokens a second that cannot be exceeded, and what they follow from.
+    """Tokens a second at these rates, and the rates.
 
     Without torch, whose int8 product is measured, there is none for the prompt.
     """
@@ -33,7 +33,7 @@ def floors(model: Path, threads: int) -> dict[str, float]:
     found = {"memory read, GB/s": speed / 1e9, "floor: decode, tokens/s": speed / size}
     if rate := product_rate(threads):
         found["int8 product, TOP/s"] = rate / 1e12
-        found["floor: prefill, tokens/s"] = rate / (2 * weights)
+        found["at that rate: prefill, tokens/s"] = rate / (2 * weights)
     return found
 
 
