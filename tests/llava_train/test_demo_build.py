@@ -23,7 +23,7 @@ TOY = BuildSettings(
     stage1_samples=8,
     rounds=1,
     tower=tower.TowerSettings(
-        scenes=32, epochs=2, batch_size=16, hidden=32, layers=3, heads=2, ffn=64
+        scenes=32, steps=4, batch_size=16, hidden=32, layers=3, heads=2, ffn=64
     ),
     language=LanguageSettings(
         vocabulary=640, tokenizer_scenes=40, steps=2, batch_size=4, micro_batch=2,
@@ -49,7 +49,7 @@ def test_a_build_goes_on_where_it_was_stopped_and_ends_with_a_pair_that_answers(
         build(tmp_path, TOY, 1, stop_at_language)
     first = (tmp_path / "tower" / "model" / "model.safetensors").stat().st_mtime_ns
 
-    build(tmp_path, TOY, 1, said.append)
+    build(tmp_path, TOY, 2, said.append)
 
     assert said.count("tower ...") == 1
     assert (tmp_path / "tower" / "model" / "model.safetensors").stat().st_mtime_ns == first

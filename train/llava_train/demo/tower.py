@@ -25,6 +25,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from llava_train import parallel
+from llava_train.parallel import Group
 from llava_train.scenes import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, sample_scene
 
 IMAGE_PX, PATCH_PX = 160, 16
@@ -55,10 +57,11 @@ class TowerSettings:
 
     scenes: int = 64_000
     seed: int = 11
-    epochs: int = 6
+    steps: int = 3_300
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup_steps: int = 100
+    save_every: int = 100
     weight_decay: float = 0.02
     hidden: int = 192
     layers: int = 6
@@ -139,7 +142,9 @@ def _draw_range(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def draw(out: Path, settings: TowerSettings, workers: int) -> None:
-    """Write pixels.npy (S, P, P, 3), patches.npy (S, N, heads) and pictures.npy (S, heads)."""
+    """Write pixels.npy (S, P, P, 3), patches.npy (S, N, heads), pictures.npy (S, heads), once."""
+    if (out / "done").exists():
+        return
     out.mkdir(parents=True, exist_ok=True)
     n, chunk = settings.scenes, 500
     shapes = {
@@ -217,21 +222,35 @@ def loss_of(
 
 
 def batches(
-    data: Path, settings: TowerSettings, epoch: int
+    data: Path, settings: TowerSettings, first: int, total: int, group: Group
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Shuffled, jittered, mirrored batches of one epoch: a function of (seed, epoch)."""
-    arrays = [np.load(data / f"{k}.npy") for k in ("pixels", "patches", "pictures")]
-    rng = np.random.default_rng([settings.seed, epoch])
-    order = rng.permutation(settings.scenes)
+    """This process's share of the batches from step `first` on: jittered, mirrored, shuffled.
+
+    A picture that is not square comes twice in an epoch: its objects are the smallest.
+    """
+    arrays = [np.load(data / f"{k}.npy", mmap_mode="r") for k in ("pixels", "patches", "pictures")]
+    every = np.concatenate([np.arange(settings.scenes), np.flatnonzero(padded(arrays[0]))])
+    per_epoch = len(every) // settings.batch_size
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    for start in range(0, settings.scenes - settings.batch_size + 1, settings.batch_size):
-        rows = np.sort(order[start : start + settings.batch_size])
+    for step in range(first, total):
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([settings.seed, epoch]).permutation(every)
+        start = place * settings.batch_size
+        rows = np.sort(order[start : start + settings.batch_size])[group.rank :: group.size]
+        rng = np.random.default_rng([settings.seed, epoch, place, group.rank])
         pixels, patches, pictures = (torch.from_numpy(a[rows]) for a in arrays)
         x = pixels.permute(0, 3, 1, 2).float() / 255
         if rng.random() < 0.5:  # every shape is its own mirror image
             x, patches = x.flip(-1), mirror_labels(patches)
         gain = torch.from_numpy(rng.uniform(0.94, 1.03, (len(rows), 3, 1, 1)).astype(np.float32))
         yield ((x * gain).clamp(0, 1) - mean) / std, patches, pictures
+
+
+def padded(pixels: np.ndarray) -> np.ndarray:
+    """Which pictures (S, P, P, 3) have a border above or at the left: bool (S,)."""
+    middle = IMAGE_PX // 2
+    edges = np.stack([pixels[:, 0, middle], pixels[:, middle, 0]])
+    return np.asarray((edges == np.array(PAD_COLOR, np.uint8)).all(-1).any(0))
 
 
 def mirror_labels(patches: Tensor) -> Tensor:
@@ -244,61 +263,56 @@ def mirror_labels(patches: Tensor) -> Tensor:
     return grid
 
 
-def train_tower(out: Path, settings: TowerSettings, workers: int) -> None:
-    """Draw, train and save the tower as a CLIPVisionModel folder; resumes by epoch."""
-    data = out / "data"
-    if not (data / "done").exists():
-        draw(data, settings, workers)
+def train_tower(out: Path, settings: TowerSettings) -> None:
+    """Train on what `draw` wrote to `out`/data and save a CLIPVisionModel folder; resumes by step.
+
+    Started by torchrun, every process takes a share of each batch.
+    """
     torch.manual_seed(settings.seed)
     model = LabelledTower(tower_config(settings))
-    per_epoch = settings.scenes // settings.batch_size
-    total = per_epoch * settings.epochs
+    parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+        parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
-
-    def factor(step: int) -> float:
-        if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
-
     state_file = out / "state.pt"
     first = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["epoch"]
-    with (out / "log.jsonl").open("a") as log:
-        for epoch in range(first, settings.epochs):
-            for i, batch in enumerate(batches(data, settings, epoch)):
-                began = time.perf_counter()
-                step = epoch * per_epoch + i
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.lr * factor(step)
-                with torch.autocast("cpu", torch.bfloat16):
-                    loss, accuracy = loss_of(model, *batch)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                row = {
-                    "step": step,
-                    "loss": round(loss.item(), 4),
-                    **{k: round(v.item(), 4) for k, v in accuracy.items()},
-                }
-                log.write(
-                    json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n"
-                )
-                log.flush()
-            aside = state_file.with_suffix(".tmp")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "epoch": epoch + 1,
-                },
-                aside,
-            )
-            aside.replace(state_file)
-    model.tower.save_pretrained(out / "model")
+        first = state["step"]
+    with parallel.group("cpu") as group, (out / "log.jsonl").open("a") as log:
+        gradients = parallel.GradientSum(parameters, torch.float32)
+        steps = batches(out / "data", settings, first, settings.steps, group)
+        for step, batch in enumerate(steps, start=first + 1):
+            began = time.perf_counter()
+            for options in optimizer.param_groups:
+                options["lr"] = settings.lr * learning_rate(settings, step - 1)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, accuracy = loss_of(model, *batch)
+            (loss / group.size).backward()
+            gradients.add()
+            gradients.finish(group)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not group.first:
+                continue
+            row = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in accuracy.items()}}
+            row["seconds"] = time.perf_counter() - began
+            log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
+            log.flush()
+            if step % settings.save_every == 0 or step == settings.steps:
+                parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                aside = state_file.with_suffix(".tmp")
+                torch.save({**parts, "step": step}, aside)
+                aside.replace(state_file)
+        if group.first:
+            model.tower.save_pretrained(out / "model")
+
+
+def learning_rate(settings: TowerSettings, step: int) -> float:
+    """The share of the highest rate at a step: a linear rise, then a cosine down to a fiftieth."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
