@@ -1,8 +1,9 @@
 """ggml's own functions that turn float32 rows into a tensor type, called from many threads.
 
 They come from the library inside llama-cpp-python, so that the bytes are those that
-`llama_model_quantize` writes. Every row is independent of the others, and a call leaves Python's
-lock: rows are quantised side by side. Not here: which type a tensor gets (`mixtures.py`).
+`llama_model_quantize` writes; Q4_K is made to the same bytes by `q4_k.py`. Every row is independent
+of the others, and a call leaves Python's lock: rows are quantised side by side. Not here: which
+type a tensor gets (`mixtures.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llava_cli.errors import ModelInvalid
+from llava_convert import q4_k
 
 Array = npt.NDArray[np.float32]
 Kind = GGMLQuantizationType
@@ -79,6 +81,15 @@ def encode(
     rows = np.ascontiguousarray(values, np.float32)
     if kind == Kind.F32:
         return rows.reshape(-1).view(np.uint8)
+    if kind == Kind.Q4_K and weights is None:
+        return _quick_q4_k()(rows)
+    return _ggml_encode(rows, kind, name, weights)
+
+
+def _ggml_encode(
+    rows: Array, kind: Kind, name: str, weights: Array | None = None
+) -> npt.NDArray[np.uint8]:
+    """By ggml's own function."""
     columns = rows.shape[-1] if rows.ndim else 1
     count = rows.size // max(columns, 1)
     out = np.empty(kind_bytes(kind, rows.shape), np.uint8)
@@ -89,6 +100,11 @@ def encode(
     if used != out.nbytes:
         raise ModelInvalid(f"ggml wrote {used} bytes of tensor {name}, not {out.nbytes}")
     return out
+
+
+@functools.cache
+def _quick_q4_k() -> q4_k.Quantize:
+    return q4_k.encoder(lambda values: _ggml_encode(values.reshape(-1, 256), Kind.Q4_K, "Q4_K"))
 
 
 @functools.cache

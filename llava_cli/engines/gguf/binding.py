@@ -78,15 +78,21 @@ def ran_out_of_memory() -> bool:
 
 def ggml_base() -> ctypes.CDLL:
     """The library of tensors, which the package loads but gives no functions of."""
+    return ggml_library("base")
+
+
+def ggml_library(part: str) -> ctypes.CDLL:
+    """ggml's tensors (`base`) or what computes them (`cpu`)."""
     override = os.environ.get("LLAMA_CPP_LIB_PATH")
     package = Path(llama_cpp.__file__).resolve().parent / "lib"
     folders = [Path(override), package] if override else [package]
     for folder in folders:
-        for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll"):
-            if (folder / name).is_file():
-                return ctypes.CDLL(str(folder / name))
+        for name in ("libggml-{}.so", "libggml-{}.dylib", "ggml-{}.dll", "libggml-{}.dll"):
+            path = folder / name.format(part)
+            if path.is_file():
+                return ctypes.CDLL(str(path))
     raise LlavaError(
-        "this llama-cpp-python has no ggml-base library, which the picture encoder needs",
+        f"this llama-cpp-python has no library ggml-{part}",
         "install it again: pip install --force-reinstall llama-cpp-python",
     )
 
