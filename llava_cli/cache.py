@@ -32,6 +32,8 @@ _SUFFIX = ".cache"
 _ASIDE = ".tmp"
 _ABANDONED_S = 3600.0
 """A file aside of this age belongs to a process that was killed."""
+_PIECE = 4 << 20
+"""Bytes that are written in one go."""
 _KEEP_FREE = 1 << 30
 """Bytes of the disk that are left to others."""
 
@@ -127,9 +129,17 @@ class DiskCache:
             return False
 
     def put(
-        self, kind: str, key: Mapping[str, Any], meta: Mapping[str, Any], payload: memoryview
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        payload: memoryview,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Keep bytes (N,); False where that was not possible."""
+        """Keep bytes (N,); False where that was not possible.
+
+        `given_up` is asked every few megabytes whether to leave it.
+        """
         header = json.dumps(
             {"kind": kind, "key": key, "versions": self._versions, "meta": meta,
              "bytes": payload.nbytes}, sort_keys=True,
@@ -138,11 +148,10 @@ class DiskCache:
         try:
             if not self._ready(make=True) or not self._make_room(size):
                 return False
-            self._write(self._path(kind, key), header, payload)
+            return self._write(self._path(kind, key), header, payload, given_up)
         except (OSError, MemoryError) as error:
             self._report(f"the cache cannot be written: {_reason(error)}")
             return False
-        return True
 
     def entries(self) -> list[Entry]:
         """All entries, the one used last first."""
@@ -212,18 +221,27 @@ class DiskCache:
             total -= entry.bytes
         return shutil.disk_usage(self.folder).free >= size + _KEEP_FREE
 
-    def _write(self, path: Path, header: bytes, payload: memoryview) -> None:
+    def _write(
+        self, path: Path, header: bytes, payload: memoryview, given_up: Callable[[], bool]
+    ) -> bool:
         """Aside, then renamed. Not fsynced: the checksum finds what a power cut leaves."""
         aside = path.with_name(f"{path.stem}-{secrets.token_hex(8)}{_ASIDE}")
         length = _HEADER.pack(len(header))
         digest = hashlib.sha256(length + header)
-        digest.update(payload)
         try:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "wb") as file:
-                file.writelines((_MAGIC, digest.digest(), length, header))
-                file.write(payload)
+                file.writelines((_MAGIC, bytes(_DIGEST), length, header))
+                for start in range(0, payload.nbytes, _PIECE):
+                    if given_up():
+                        return False
+                    piece = payload[start : start + _PIECE]
+                    digest.update(piece)
+                    file.write(piece)
+                file.seek(len(_MAGIC))
+                file.write(digest.digest())
             aside.replace(path)
+            return True
         finally:
             aside.unlink(missing_ok=True)
 

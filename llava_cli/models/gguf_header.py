@@ -35,7 +35,7 @@ _LONG_ARRAY = 4096
 _MAX_COUNT = 1 << 24
 """More entries than this are damage, not content."""
 
-_BLOCKS = {
+BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
     9: (32, 36), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
     15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
@@ -203,7 +203,7 @@ class _Reader:
             elements = 1
             for dimension in tensor.shape:
                 elements *= dimension
-            block, width = _BLOCKS.get(tensor.type, (1, 0))
+            block, width = BLOCKS.get(tensor.type, (1, 0))
             if tensor.offset + elements // block * width > size:
                 raise _damaged(
                     self.path, f"it ends before its tensor {name}", "the download was cut off"

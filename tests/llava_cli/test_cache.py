@@ -223,6 +223,19 @@ def test_a_killed_writer_leaves_nothing_that_is_believed(tmp_path: Path) -> None
     assert list((tmp_path / "cache").glob("*.tmp")) == []
 
 
+def test_a_writer_that_gives_up_leaves_nothing(tmp_path: Path) -> None:
+    store = cache(tmp_path, limit=1 << 30)
+    asked: list[int] = []
+
+    def given_up() -> bool:
+        asked.append(len(list(store.folder.iterdir())))
+        return len(asked) == 3
+
+    assert not store.put("state", KEY, {}, memoryview(bytes(20 << 20)), given_up)
+    assert asked == [1, 1, 1]
+    assert list(store.folder.iterdir()) == []
+
+
 def test_a_large_file_is_known_by_size_time_and_samples(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(bytes(3 << 20))

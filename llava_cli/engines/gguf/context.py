@@ -242,21 +242,20 @@ class Context:
         return found
 
     def read_rows(
-        self, rows: npt.NDArray[np.float32], key: str, skip: int = 0, sequence: int = 0
+        self, rows: npt.NDArray[np.float32], cells: Sequence[Cell], sequence: int = 0
     ) -> Logits:
-        """Read a picture's features (N, D) from row `skip` on; the logits (V,) behind the last."""
+        """Read rows (N, D) as these N cells; the logits (V,) behind the last one."""
         found: list[Logits] = []
         step = self._settings.ubatch
-        for start in range(skip, len(rows), step):
+        for start in range(0, len(rows), step):
             chunk = np.ascontiguousarray(rows[start : start + step], np.float32)
             batch = self._batch(self._model.width, len(chunk))
             ctypes.memmove(batch.embd, chunk.ctypes.data, chunk.nbytes)
-            cells: list[tuple[int, Cell]] = [
-                (sequence, (key, start + i)) for i in range(len(chunk))
-            ]
             wanted = [False] * len(chunk)
             wanted[-1] = start + step >= len(rows)
-            found += self._decode(batch, cells, wanted)
+            found += self._decode(
+                batch, [(sequence, cell) for cell in cells[start : start + step]], wanted
+            )
         if not found:
             raise ValueError("no rows to read")
         return found[0]

@@ -110,17 +110,19 @@ class GgufEngine:
     def generate(self, conversation: Conversation, sampling: Sampling) -> Generator[Token]:
         """Stream the answer to the last user turn; a last assistant turn is continued."""
         self._check_open()
+        tokens: Iterator[Token]
         if sampling.choices:
             choice = Choice(conversation, sampling, lambda c: self._reader.prompt(c).cells)
             room = replace(sampling, max_tokens=max(choice.longest, 1))
             prompt, unkept = self._read(conversation, room)
-            yield from choice.answer(prompt, self._behind, self._text.vocabulary)
+            tokens = choice.answer(prompt, self._behind, self._text.vocabulary)
         else:
             prompt, unkept = self._read(conversation, sampling)
             writer = self._reader.writer(prompt, conversation, sampling)
-            yield from answer.written(writer, prompt.logits, self._advance)
-        if unkept is not None and self._states is not None:  # the person has the answer already
-            self._states.keep(self._context, *unkept)
+            tokens = answer.written(writer, prompt.logits, self._advance)
+        if unkept is not None and self._states is not None:
+            tokens = self._states.beside(tokens, self._context, *unkept)
+        yield from tokens
 
     def generate_batch(
         self,
@@ -227,7 +229,7 @@ class GgufEngine:
     ) -> tuple[answer.Prefilled, tuple[int, float] | None]:
         """Read a prompt as far as it is not known already.
 
-        Also what `States.keep` is to write afterwards: the position behind the last picture and the
+        Also what `States.beside` is to write: the position behind the last picture and the
         seconds a position took.
         """
         started = time.perf_counter()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llava_cli.engines.gguf import binding
 from llava_cli.engines.gguf.binding import lib
+from llava_cli.engines.gguf.embeddings import Embeddings, embeddings_of
 from llava_cli.engines.gguf.interrupt import Interrupt
 from llava_cli.engines.gguf.vocabulary import LlamaVocabulary
 from llava_cli.errors import ModelInvalid, OutOfMemory
+from llava_cli.models.gguf_header import read_header
 
 _LOAD_AUTO, _LOAD_NONE, _LOAD_MMAP, _LOAD_MLOCK, _LOAD_MMAP_MLOCK = -1, 0, 1, 2, 3
 
@@ -49,6 +52,7 @@ class LanguageModel:
 
         `no_weights`: know all about the model, but leave its weights where they are.
         """
+        self._path = path
         binding.start()
         watcher = LoadWatch(interrupt, progress)
         parameters = lib.llama_model_default_params()
@@ -83,6 +87,13 @@ class LanguageModel:
             lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model)
         )
         """Whether the end of what it read can be forgotten without the rest."""
+
+    @cached_property
+    def embeddings(self) -> Embeddings | None:
+        """Token ids as rows; None where this model has to look them up itself."""
+        if self.adapter is not None:  # which may change the table
+            return None
+        return embeddings_of(read_header(self._path))
 
     def adapt(self, path: Path, shown: Path) -> None:
         """Load a LoRA adapter, which every context made afterwards puts on the weights.

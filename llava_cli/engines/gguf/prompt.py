@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+
+import numpy as np
 
 from llava_cli.conversation import Conversation
 from llava_cli.engines import answer
 from llava_cli.engines.base import Sampling, Stats
 from llava_cli.engines.chat_template import Write
 from llava_cli.engines.gguf.context import Context, Logits
+from llava_cli.engines.gguf.embeddings import Embeddings, Rows
 from llava_cli.engines.gguf.grammar import Grammar, gbnf_of
 from llava_cli.engines.gguf.language import LanguageModel
 from llava_cli.engines.gguf.layout import Cell, Tile
@@ -34,7 +38,7 @@ class Stretch:
     key: str = ""
     """Identity of the tile."""
 
-    @property
+    @cached_property
     def cells(self) -> list[Cell]:
         """What will stand there."""
         return list(self.ids) if self.tile is None else self.tile.cells(self.key)
@@ -64,6 +68,17 @@ class Prompt:
     def cells(self) -> list[Cell]:
         """What will stand at each place of the context."""
         return [cell for stretch in self.stretches for cell in stretch.cells]
+
+    def between(self, start: int, end: int) -> list[tuple[Stretch, slice]]:
+        """The stretches of the cells from `start` up to `end`, and which part of each that is."""
+        found, place = [], 0
+        for stretch in self.stretches:
+            length = len(stretch.cells)
+            part = slice(max(start - place, 0), min(end - place, length))
+            if part.start < part.stop:
+                found.append((stretch, part))
+            place += length
+        return found
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
@@ -140,26 +155,48 @@ class Reader:
         self, context: Context, sequence: int, prompt: Prompt, start: int, end: int | None = None
     ) -> Logits:
         """Read the cells from `start` up to `end`; the logits (V,) behind the last one."""
-        place = 0
-        last = len(prompt.cells) if end is None else end
         logits: Logits | None = None
-        for stretch in prompt.stretches:
-            length = len(stretch.ids) if stretch.tile is None else stretch.tile.count
-            skip, stop = max(start - place, 0), min(last - place, length)
-            place += length
-            if skip >= stop:
+        parts = prompt.between(start, len(prompt.cells) if end is None else end)
+        pictures = any(stretch.tile is not None and not stretch.tile.whole for stretch, _ in parts)
+        embed = self.text.embeddings if pictures else None
+
+        def in_rows(part: tuple[Stretch, slice]) -> bool:
+            tile = part[0].tile
+            return embed is not None if tile is None else not tile.whole
+
+        for together, group in groupby(parts, in_rows):
+            if together:
+                rows, cells = self._rows(prompt, list(group), embed)
+                logits = context.read_rows(rows, cells, sequence)
                 continue
-            if stretch.tile is None:
-                logits = context.read_tokens(stretch.ids[skip:stop], sequence)
-                continue
-            rows = self.pictures.rows(prompt.images[stretch.image])[stretch.row :]
-            if stretch.tile.whole:
-                logits = context.read_tile(rows[:length], stretch.key, stretch.tile, sequence)
-            else:
-                logits = context.read_rows(rows[:stop], stretch.key, skip, sequence)
+            for stretch, part in group:
+                if stretch.tile is None:
+                    logits = context.read_tokens(stretch.ids[part], sequence)
+                else:
+                    rows = self._tile_rows(prompt, stretch)
+                    logits = context.read_tile(rows, stretch.key, stretch.tile, sequence)
         if logits is None:
             raise LlavaError("the prompt is empty", "ask something")
         return logits
+
+    def _rows(
+        self, prompt: Prompt, parts: Sequence[tuple[Stretch, slice]], embed: Embeddings | None
+    ) -> tuple[Rows, list[Cell]]:
+        """Pictures and the words between them as rows (N, D), and their N cells."""
+        rows: list[Rows] = []
+        cells: list[Cell] = []
+        for stretch, part in parts:
+            if stretch.tile is None and embed is not None:
+                rows.append(embed(stretch.ids[part]))
+            else:
+                rows.append(self._tile_rows(prompt, stretch)[part])
+            cells += stretch.cells[part]
+        return np.concatenate(rows), cells
+
+    def _tile_rows(self, prompt: Prompt, stretch: Stretch) -> Rows:
+        """The features (N, D) of a tile."""
+        rows = self.pictures.rows(prompt.images[stretch.image])
+        return rows[stretch.row : stretch.row + len(stretch.cells)]
 
     def stats(
         self, prompt: Prompt, *, image_s: float, prefill_s: float, hit: bool, reused: int

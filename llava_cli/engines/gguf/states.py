@@ -8,10 +8,12 @@ the key. Not here: the pictures' features, which are smaller (`pictures.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llava_cli.cache import DiskCache
+from llava_cli.engines.base import Token
 from llava_cli.engines.gguf.context import Context
 from llava_cli.engines.gguf.layout import Cell
 from llava_cli.engines.gguf.prompt import Prompt
@@ -49,22 +51,57 @@ class States:
             return 0
         return known
 
-    def keep(self, context: Context, end: int, seconds_a_position: float) -> None:
-        """Write the first `end` cells of sequence 0, if reading them back is worth it."""
+    def beside(
+        self,
+        tokens: Iterator[Token],
+        context: Context,
+        end: int,
+        seconds_a_position: float,
+    ) -> Iterator[Token]:
+        """Pass an answer on; write the first `end` cells of sequence 0 while it is computed.
+
+        Begins when the person has the first token, and is done when the answer is. An answer that
+        is broken off leaves nothing.
+        """
+        over = threading.Event()
+        writing: threading.Thread | None = None
+        begun = False
+        try:
+            for token in tokens:
+                yield token
+                if not begun:
+                    writing, begun = self._keep(context, end, seconds_a_position, over), True
+            if not begun:
+                writing = self._keep(context, end, seconds_a_position, over)
+        except BaseException:
+            over.set()
+            raise
+        finally:
+            if writing is not None:
+                writing.join()
+
+    def _keep(
+        self, context: Context, end: int, seconds_a_position: float, over: threading.Event
+    ) -> threading.Thread | None:
+        """Begin to write the cells, if reading them back is worth it."""
         cells = context.cells[0][:end]
         size = context.state_bytes(0) * end // max(len(context.cells[0]), 1)
         key = self._key(cells)
         if not self._cache.worth_keeping(seconds_a_position * end, size):
-            return
+            return None
         if self._cache.has(KIND, key):
-            return
+            return None
         context.copy(0, _SNAPSHOT, end)
         try:
-            self._cache.put(KIND, key, {"positions": end}, context.state(_SNAPSHOT))
-        except MemoryError:  # the answer is given; nothing needs this
-            return
+            state = context.state(_SNAPSHOT)
+        except MemoryError:  # the answer does not need this
+            return None
         finally:
             context.forget(_SNAPSHOT)
+        entry = (KIND, key, {"positions": end}, state, over.is_set)
+        writing = threading.Thread(target=self._cache.put, args=entry, name="llava-state")
+        writing.start()
+        return writing
 
     def _key(self, cells: Sequence[Cell]) -> dict[str, Any]:
         digest = hashlib.sha256()

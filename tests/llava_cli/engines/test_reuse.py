@@ -165,6 +165,32 @@ def test_a_later_run_reads_only_what_stands_behind_the_picture(load: Load, tmp_p
     assert other == answer(load(), asking(PICTURES[0], "something else"))[0]
 
 
+def test_what_was_read_is_on_the_disk_with_the_answers_last_token_but_not_of_a_broken_off_one(
+    load: Load, tmp_path: Path
+) -> None:
+    store = cache(tmp_path)
+    put, held = store.put, threading.Event()
+
+    def slow(kind: str, *rest: Any) -> bool:
+        if kind == "state":
+            held.wait()
+        return put(kind, *rest)
+
+    engine = load(store)
+    assert engine._states is not None
+    engine._states._cache.put = slow  # type: ignore[method-assign, assignment]
+    broken_off = engine.generate(asking(PICTURES[0], QUESTION), Sampling(max_tokens=20))
+    next(broken_off)
+    next(broken_off)  # the state is being written
+    threading.Timer(0.2, held.set).start()
+    broken_off.close()
+    assert {entry.kind for entry in store.entries()} == {"picture"}
+
+    engine._context.forget()
+    answer(engine, asking(PICTURES[0], QUESTION), n=1)
+    assert {entry.kind for entry in store.entries()} == {"picture", "state"}
+
+
 def test_another_prompt_in_front_of_a_known_picture_reuses_only_its_features(
     load: Load, tmp_path: Path
 ) -> None:
