@@ -36,7 +36,8 @@ from benchmarks.llama import floors, programs, random_models
 
 QUESTION, SECOND = random_models.QUESTION, random_models.SECOND
 ANSWER, CAPTION, CAPTIONS = 24, 48, 16
-QUICK = {"shape": "1.1b", "runs": 1, "captions": 2, "slots": "2", "questions": 1}
+QUICK = {"shape": "1.1b", "runs": 1, "captions": 2, "slots": "2",
+         "questions": 1, "loop": 1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Bench:
     runs: int
     llama: Path | None
     slots: tuple[int, ...]
+    loop: int
+    """Pictures of llama-mtmd-cli's loop; the others are reckoned to take as long."""
 
     def llava(self, *arguments: str, cache: bool = False) -> list[str]:
         """Our command line."""
@@ -76,10 +79,12 @@ class Bench:
 
 def run(command: list[str], home: Path) -> Run:
     """Run once; the first byte on stdout is the first of the answer."""
+    environment = {**os.environ, "LLAVA_HOME": str(home)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once
     started = time.perf_counter()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, "LLAVA_HOME": str(home)},
+        env=environment,
     )  # fmt: skip
     if process.stdout is None:
         raise SystemExit("no pipe")
@@ -97,43 +102,52 @@ def run(command: list[str], home: Path) -> Run:
     return Run(wall, first, usage.ru_maxrss * unit / 2**20, data.decode("utf-8", "replace"))
 
 
-def our_processes(bench: Bench) -> dict[str, float]:
-    """First and second question, and captions, as processes of their own."""
-    found: dict[str, list[float]] = {}
-    picture = str(bench.pictures[0])
+def questions(bench: Bench) -> tuple[dict[str, float], dict[str, float]]:
+    """First and second question, ours and llama-mtmd-cli's in turn: machines change by the hour."""
+    ours: dict[str, list[float]] = {}
+    theirs: dict[str, list[float]] = {}
+    picture = bench.pictures[0]
     for _ in range(bench.runs):
         shutil.rmtree(bench.home / "cache", ignore_errors=True)
-        first = run(bench.llava(picture, QUESTION, *_length(ANSWER), cache=True), bench.home)
-        second = run(bench.llava(picture, SECOND, *_length(ANSWER), cache=True), bench.home)
-        for name, value in (
-            ("first question, wall s", first.wall_s),
-            ("first question, peak MB", first.peak_mb),
-            ("second question, new process, first token s", second.first_s),
-        ):
-            found.setdefault(name, []).append(value)
+        first = run(bench.llava(str(picture), QUESTION, *_length(ANSWER), cache=True), bench.home)
+        second = run(bench.llava(str(picture), SECOND, *_length(ANSWER), cache=True), bench.home)
+        _note(ours, "first question, wall s", first.wall_s)
+        _note(ours, "first question, peak MB", first.peak_mb)
+        _note(ours, "second question, new process, first token s", second.first_s)
+        for name, flags in programs.FLAGS.items() if bench.llama else ():
+            done = run(programs.mtmd(bench, picture, QUESTION, ANSWER, flags), bench.home)
+            _note(theirs, f"mtmd{name}, wall s", done.wall_s)
+            _note(theirs, f"mtmd{name}, first token s", done.first_s)
+            _note(theirs, f"mtmd{name}, peak MB", done.peak_mb)
+    return _medians(ours), _medians(theirs)
+
+
+def captions(bench: Bench) -> dict[str, float]:
+    """All pictures in one process."""
     many = [str(picture) for picture in bench.pictures]
+    found: dict[str, float] = {}
     for name, extra in (("", []), (", --image-tokens 144", ["--image-tokens", "144"])):
         command = bench.llava(*many, QUESTION, "--each", *_length(CAPTION), *extra)
-        found[f"{len(many)} captions{name}, wall s"] = [run(command, bench.home).wall_s]
+        found[f"{len(many)} captions{name}, wall s"] = run(command, bench.home).wall_s
+    return found
+
+
+def _note(found: dict[str, list[float]], name: str, value: float) -> None:
+    found.setdefault(name, []).append(value)
+
+
+def _medians(found: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
 def inside(bench: Bench, repack: bool) -> dict[str, float]:
     """Speeds inside the engine, and the second turn of a chat; weights rearranged or not."""
     from llava_cli import engines, models
-    from llava_cli.conversation import Conversation
-    from llava_cli.engines.base import Sampling
     from llava_cli.engines.tuning import Tuning
-    from llava_cli.images import Image
 
     files = models.resolve(str(bench.text), mmproj=str(bench.mmproj))
     engine: Any = engines.load(files, threads=bench.threads, tuning=Tuning(repack=repack))
-    image = Image.from_path(bench.pictures[0])
-    asked = Conversation().add("user", image, QUESTION)
-    last = list(engine.generate(asked, Sampling(max_tokens=ANSWER)))
-    text = "".join(token.text for token in last)
-    later = asked.add("assistant", text).add("user", SECOND)
-    second = list(engine.generate(later, Sampling(max_tokens=2)))[-1].stats
+    found = {} if repack else {"second question, same chat, first token s": chat(bench, engine)}
     context = engine._context
     context.reserve(1024)
     ids = np.random.default_rng(0).integers(300, 20000, 512).tolist()
@@ -153,13 +167,23 @@ def inside(bench: Bench, repack: bool) -> dict[str, float]:
         return CAPTION / (time.perf_counter() - started)
 
     how = ", weights rearranged" if repack else ""
-    found = {
-        f"prefill, 512 tokens{how}, tokens/s": bench.median(prefill),
-        f"decode{how}, tokens/s": bench.median(decode),
-        f"second question, same chat{how}, first token s": second.ttft_s,
-    }
+    decode()  # rearranged weights are in memory, those in a file must be read once
+    found[f"prefill, 512 tokens{how}, tokens/s"] = bench.median(prefill)
+    found[f"decode{how}, tokens/s"] = bench.median(decode)
     engine.close()
     return found
+
+
+def chat(bench: Bench, engine: Any) -> float:
+    """Seconds to the first token of a second question."""
+    from llava_cli.conversation import Conversation
+    from llava_cli.engines.base import Sampling
+    from llava_cli.images import Image
+
+    asked = Conversation().add("user", Image.from_path(bench.pictures[0]), QUESTION)
+    tokens = engine.generate(asked, Sampling(max_tokens=ANSWER))
+    later = asked.add("assistant", "".join(token.text for token in tokens)).add("user", SECOND)
+    return float(list(engine.generate(later, Sampling(max_tokens=2)))[-1].stats.ttft_s)
 
 
 def apart(bench: Bench, repack: bool) -> dict[str, float]:
@@ -238,6 +262,7 @@ def main() -> int:
     parser.add_argument("--build", type=Path, help="build them there first (minutes)")
     parser.add_argument("--captions", type=int, default=CAPTIONS)
     parser.add_argument("--slots", default="1,4,8,16", help="llama-server's --parallel, best taken")
+    parser.add_argument("--loop", type=int, default=CAPTIONS, help="captions of llama-mtmd-cli")
     parser.add_argument("--questions", type=int, default=3, help="whose tokens are compared")
     parser.add_argument("--json", type=Path, help="also write every number to this file")
     if parser.parse_args().quick:
@@ -250,17 +275,23 @@ def main() -> int:
     llama = programs.build(options.build) if options.build else options.llama
     bench = Bench(
         text, mmproj, pictures, options.threads, options.work / "home",
-        options.runs, llama, tuple(map(int, options.slots.split(","))),
+        options.runs, llama, tuple(map(int, options.slots.split(","))), options.loop,
     )  # fmt: skip
     if llama:
         square = options.work / "square.png"
         PIL.open(pictures[0]).resize((shape.image, shape.image)).save(square)
-        questions = programs.EQUAL_QUESTIONS[: options.questions]
-        for question, equal in programs.equal_answers(bench, run, questions, square, ANSWER):
+        compared = programs.EQUAL_QUESTIONS[: options.questions]
+        for question, equal in programs.equal_answers(bench, run, compared, square, ANSWER):
             verdict = "the same tokens as" if equal else "OTHER TOKENS THAN"
             sys.stdout.write(f"{verdict} llama-mtmd-cli: {question}\n")
-    ours = {**own_time(), **apart(bench, False), **apart(bench, True), **our_processes(bench)}
-    theirs = programs.measure(bench, run, QUESTION, ANSWER, CAPTION) if llama else {}
+    ours, theirs = questions(bench)
+    ours |= own_time()
+    for repack in (False, True):
+        ours |= apart(bench, repack)
+        theirs |= programs.speeds(bench, CAPTION, repack) if llama else {}
+    if options.captions > 1:
+        ours |= captions(bench)
+        theirs |= programs.captions(bench, run, QUESTION, CAPTION) if llama else {}
     limits = floors.floors(text, options.threads)
     for name, value in {**ours, **theirs, **limits}.items():
         sys.stdout.write(f"{value:10.2f}  {name}\n")

@@ -19,6 +19,7 @@ from typing import Any
 
 PROGRAMS = ("llama-mtmd-cli", "llama-server", "llama-bench")
 BEST_FLAGS = ("--no-repack", "--no-warmup")
+FLAGS: dict[str, tuple[str, ...]] = {"": (), " best": BEST_FLAGS}
 PORT = 18089
 EQUAL_QUESTIONS = ("What is this?", "What is unusual here?", "Describe the image in detail.")
 
@@ -69,26 +70,27 @@ def sources(folder: Path) -> Path:
     return next(folder.glob(place))
 
 
-def measure(
-    bench: Any, run: Callable[[list[str], Path], Any], question: str, answer: int, caption: int
+def speeds(bench: Any, count: int, repack: bool) -> dict[str, float]:
+    """llama-bench with weights rearranged, its default, or not."""
+    return (
+        _bench(bench, "bench", count, ())
+        if repack
+        else _bench(bench, "bench best", count, ("--repack", "0"))
+    )
+
+
+def captions(
+    bench: Any, run: Callable[[list[str], Path], Any], question: str, count: int
 ) -> dict[str, float]:
-    """The same questions to llama-mtmd-cli, llama-bench and llama-server."""
+    """All pictures by llama-mtmd-cli one by one, and by llama-server."""
     found: dict[str, float] = {}
-    for name, flags in (("mtmd", ()), ("mtmd best", BEST_FLAGS)):
-        runs = [
-            run(_mtmd(bench, bench.pictures[0], question, answer, flags), bench.home)
-            for _ in range(bench.runs)
-        ]
-        found[f"{name}, wall s"] = statistics.median(r.wall_s for r in runs)
-        found[f"{name}, first token s"] = statistics.median(r.first_s for r in runs)
-        found[f"{name}, peak MB"] = statistics.median(r.peak_mb for r in runs)
-        loop = [run(_mtmd(bench, p, question, caption, flags), bench.home) for p in bench.pictures]
-        found[f"{name} loop, wall s"] = sum(r.wall_s for r in loop)
-    found.update(_bench(bench, "bench", caption, ()))
-    found.update(_bench(bench, "bench best", caption, ("--repack", "0")))
-    for name, flags in (("server", ()), ("server best", BEST_FLAGS)):
-        found[f"{name}, wall s"] = min(
-            _server(bench, question, caption, slots, flags) for slots in bench.slots
+    for name, flags in FLAGS.items():
+        some = bench.pictures[: bench.loop]  # all runs are alike: a few tell how long all take
+        walls = [run(mtmd(bench, p, question, count, flags), bench.home).wall_s for p in some]
+        found[f"mtmd{name} loop, wall s"] = statistics.mean(walls) * len(bench.pictures)
+    for name, flags in FLAGS.items():
+        found[f"server{name}, wall s"] = min(
+            _server(bench, question, count, slots, flags) for slots in bench.slots
         )
     return found
 
@@ -106,7 +108,7 @@ def equal_answers(
     writes from another thread and may end before its last words are out: what it wrote is compared.
     """
     for question in questions:
-        theirs = run(_mtmd(bench, picture, question, count, BEST_FLAGS), bench.home).text.strip()
+        theirs = run(mtmd(bench, picture, question, count, BEST_FLAGS), bench.home).text.strip()
         asked = bench.llava(str(picture), question, "--max-tokens", str(count))
         ours = run(asked, bench.home).text.strip()
         yield question, bool(theirs) and ours.startswith(theirs)
@@ -134,9 +136,8 @@ def ratios(ours: Mapping[str, float], theirs: Mapping[str, float], count: int) -
                 yield f"{ratio:10.3f}  {sign} {bound:4}  {name.strip()} / {other}{kept}"
 
 
-def _mtmd(
-    bench: Any, picture: Path, question: str, count: int, flags: tuple[str, ...]
-) -> list[str]:
+def mtmd(bench: Any, picture: Path, question: str, count: int, flags: tuple[str, ...]) -> list[str]:
+    """The command line of llama-mtmd-cli."""
     return [
         str(bench.llama / "llama-mtmd-cli"), "-m", str(bench.text), "--mmproj", str(bench.mmproj),
         "--image", str(picture), "-p", f"\n{question}", "-n", str(count), "--temp", "0",
@@ -161,7 +162,7 @@ def _bench(bench: Any, name: str, count: int, flags: tuple[str, ...]) -> dict[st
 
 def _server(bench: Any, question: str, count: int, slots: int, flags: tuple[str, ...]) -> float:
     """Wall seconds for all pictures, asked at once; the server is loaded before."""
-    room = 1024 * slots
+    room = 768 * slots
     command = [
         str(bench.llama / "llama-server"), "-m", str(bench.text), "--mmproj", str(bench.mmproj),
         "--port", str(PORT), "--parallel", str(slots), "-c", str(room), "-t", str(bench.threads),

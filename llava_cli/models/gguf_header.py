@@ -7,6 +7,7 @@ Not here: tensor data, writing (`llava_convert`).
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
 from collections.abc import Mapping
@@ -78,7 +79,21 @@ class GGUFHeader:
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Read and check a header; damage is a `ModelInvalid` that says where."""
+    """Read and check a header; damage is a `ModelInvalid` that says where.
+
+    A file that has not changed since is not read again.
+    """
+    try:
+        info = path.stat()
+        return _read_header(path, (info.st_ino, info.st_size, info.st_mtime_ns))
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"no such model file: {path}", "check the path") from error
+    except OSError as error:
+        raise ModelInvalid(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@functools.lru_cache(16)
+def _read_header(path: Path, _state: tuple[int, int, int]) -> GGUFHeader:
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -86,10 +101,6 @@ def read_header(path: Path) -> GGUFHeader:
                 raise _not_gguf(path, start)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(path, data).header()
-    except FileNotFoundError as error:
-        raise ModelNotFound(f"no such model file: {path}", "check the path") from error
-    except OSError as error:
-        raise ModelInvalid(f"cannot read {path}: {error.strerror or error}") from error
     except (struct.error, UnicodeDecodeError, IndexError, OverflowError, MemoryError) as error:
         raise _damaged(path, "its header is cut off or garbled") from error
 

@@ -35,7 +35,6 @@ from llava_cli.engines.gguf.prompt import Reader
 from llava_cli.engines.gguf.setup import Setup, versions
 from llava_cli.engines.gguf.states import States
 from llava_cli.engines.gguf.vision import ImageEncoder
-from llava_cli.engines.layouts.gguf_lora import file_digest
 from llava_cli.engines.tokenise import flat
 from llava_cli.engines.tuning import Tuning
 from llava_cli.errors import LlavaError, ModelInvalid
@@ -196,6 +195,8 @@ class GgufEngine:
         vision = {"mmproj": file_identity(self.files.mmproj), "device": self.device}
         text = {"model": file_identity(self.files.path), **self.setup.identity()}
         if lora is not None:
+            from llava_cli.engines.layouts.gguf_lora import file_digest
+
             text["adapter"] = file_digest(lora)
         self._states = States(cache, {**vision, **text})
         return cache, vision
