@@ -72,10 +72,6 @@ class Bench:
         flags += ["--threads", str(self.threads)] + ([] if cache else ["--no-cache"])
         return [sys.executable, "-m", "llava_cli", "ask", *arguments, *flags]
 
-    def median(self, measure: Callable[[], float]) -> float:
-        """The median of the runs."""
-        return statistics.median(measure() for _ in range(self.runs))
-
 
 def run(command: list[str], home: Path) -> Run:
     """Run once; the first byte on stdout is the first of the answer."""
@@ -140,14 +136,23 @@ def _medians(found: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def inside(bench: Bench, repack: bool) -> dict[str, float]:
-    """Speeds inside the engine, and the second turn of a chat; weights rearranged or not."""
-    from llava_cli import engines, models
-    from llava_cli.engines.tuning import Tuning
+def speeds(bench: Bench) -> tuple[dict[str, float], dict[str, float]]:
+    """Speeds inside the engine and llama-bench's, in turn; weights rearranged or not."""
+    ours: dict[str, list[float]] = {}
+    theirs: dict[str, list[float]] = {}
+    for repack in (False, True):
+        for _ in range(bench.runs):
+            for name, value in apart(inside, bench, repack).items():
+                _note(ours, name, value)
+            if bench.llama:
+                for name, value in programs.speeds(bench, CAPTION, repack).items():
+                    _note(theirs, name, value)
+    return _medians(ours), _medians(theirs)
 
-    files = models.resolve(str(bench.text), mmproj=str(bench.mmproj))
-    engine: Any = engines.load(files, threads=bench.threads, tuning=Tuning(repack=repack))
-    found = {} if repack else {"second question, same chat, first token s": chat(bench, engine)}
+
+def inside(bench: Bench, repack: bool) -> dict[str, float]:
+    """Tokens a second of prefill and decoding; each was done once before, as in llama-bench."""
+    engine = _engine(bench, repack)
     context = engine._context
     context.reserve(1024)
     ids = np.random.default_rng(0).integers(300, 20000, 512).tolist()
@@ -166,30 +171,43 @@ def inside(bench: Bench, repack: bool) -> dict[str, float]:
             context.read_tokens([token])
         return CAPTION / (time.perf_counter() - started)
 
+    prefill()
     how = ", weights rearranged" if repack else ""
-    decode()  # rearranged weights are in memory, those in a file must be read once
-    found[f"prefill, 512 tokens{how}, tokens/s"] = bench.median(prefill)
-    found[f"decode{how}, tokens/s"] = bench.median(decode)
+    found = {
+        f"prefill, 512 tokens{how}, tokens/s": prefill(),
+        f"decode{how}, tokens/s": decode(),
+    }
     engine.close()
     return found
 
 
-def chat(bench: Bench, engine: Any) -> float:
+def chat(bench: Bench) -> dict[str, float]:
     """Seconds to the first token of a second question."""
     from llava_cli.conversation import Conversation
     from llava_cli.engines.base import Sampling
     from llava_cli.images import Image
 
+    engine = _engine(bench, False)
     asked = Conversation().add("user", Image.from_path(bench.pictures[0]), QUESTION)
     tokens = engine.generate(asked, Sampling(max_tokens=ANSWER))
     later = asked.add("assistant", "".join(token.text for token in tokens)).add("user", SECOND)
-    return float(list(engine.generate(later, Sampling(max_tokens=2)))[-1].stats.ttft_s)
+    stats = list(engine.generate(later, Sampling(max_tokens=2)))[-1].stats
+    engine.close()
+    return {"second question, same chat, first token s": stats.ttft_s}
 
 
-def apart(bench: Bench, repack: bool) -> dict[str, float]:
-    """`inside`, in a process of its own: a child's peak memory counts its parent's at the start."""
+def _engine(bench: Bench, repack: bool) -> Any:
+    from llava_cli import engines, models
+    from llava_cli.engines.tuning import Tuning
+
+    files = models.resolve(str(bench.text), mmproj=str(bench.mmproj))
+    return engines.load(files, threads=bench.threads, tuning=Tuning(repack=repack))
+
+
+def apart(measure: Callable[..., dict[str, float]], *given: Any) -> dict[str, float]:
+    """`measure` in a process of its own: a child's peak memory counts its parent's at the start."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(inside, bench, repack).result()
+        return pool.submit(measure, *given).result()
 
 
 def own_time() -> dict[str, float]:
@@ -285,10 +303,9 @@ def main() -> int:
             verdict = "the same tokens as" if equal else "OTHER TOKENS THAN"
             sys.stdout.write(f"{verdict} llama-mtmd-cli: {question}\n")
     ours, theirs = questions(bench)
-    ours |= own_time()
-    for repack in (False, True):
-        ours |= apart(bench, repack)
-        theirs |= programs.speeds(bench, CAPTION, repack) if llama else {}
+    mine, others = speeds(bench)
+    ours |= own_time() | apart(chat, bench) | mine
+    theirs |= others
     if options.captions > 1:
         ours |= captions(bench)
         theirs |= programs.captions(bench, run, QUESTION, CAPTION) if llama else {}

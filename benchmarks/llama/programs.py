@@ -149,7 +149,7 @@ def _bench(bench: Any, name: str, count: int, flags: tuple[str, ...]) -> dict[st
     """Tokens a second of prefill and decoding."""
     command = [
         str(bench.llama / "llama-bench"), "-m", str(bench.text), "-p", "512", "-n", str(count),
-        "-t", str(bench.threads), "-r", str(bench.runs), "-o", "json", *flags,
+        "-t", str(bench.threads), "-r", "1", "-o", "json", *flags,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
