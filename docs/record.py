@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import os
 import pty
 import re
@@ -95,6 +96,10 @@ class Screen(pyte.Screen):
         """Whether a chat waits for somebody to type."""
         return bool(self.display[self.cursor.y].rstrip().endswith(">"))
 
+    def shows(self, text: str) -> bool:
+        """Whether it stands in one of the lines."""
+        return any(text in line for line in self.display)
+
 
 class Session:
     """A terminal in which one command after the other is run."""
@@ -121,17 +126,24 @@ class Session:
             start_new_session=True,
         ) as process:
             os.close(theirs)
-            for keys in step.typed:
-                self._wait(lambda: self.screen.at_prompt)
-                self._type(keys)
-                if keys != CTRL_D:
-                    self._wait(lambda: not self.screen.at_prompt)  # the keys have been seen
-            while self._read():
-                pass
+            try:
+                self._converse(step)
+            except BaseException:
+                process.kill()
+                raise
             code = process.wait(timeout=PATIENCE_S)
         os.close(self._master)
         if code:
             raise SystemExit("\n".join(self.screen.display).rstrip())
+
+    def _converse(self, step: Step) -> None:
+        for keys in step.typed:
+            self._wait(lambda: self.screen.at_prompt)
+            self._type(keys)
+            if keys != CTRL_D:
+                self._wait(functools.partial(self.screen.shows, keys.strip()))
+        while self._read():
+            pass
 
     def _environment(self) -> dict[str, str]:
         """This Python's `llava` in front, colours on, no history or settings of whoever records."""
