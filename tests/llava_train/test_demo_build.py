@@ -15,6 +15,7 @@ from llava_cli.images import Image
 from llava_train.demo import tower
 from llava_train.demo.build import BuildSettings, build
 from llava_train.demo.language import LanguageSettings
+from llava_train.parallel import Group
 from llava_train.scenes import COLORS, SHAPES, sample_scene
 
 FEW_STEPS = ("batch=4", "micro_batch=2", "steps=2")
@@ -78,6 +79,19 @@ def test_a_patch_is_labelled_with_the_object_that_covers_it() -> None:
         assert found["color"] == 1 + list(COLORS).index(shown.color)
         assert (found["cell"], found["centre"]) == (1 + shown.cell, 1)
         assert found["odd"] == (number == scene.odd)
+
+
+def test_a_tower_goes_on_with_the_batches_that_a_kill_left_and_processes_share_each(
+    tmp_path: Path,
+) -> None:
+    tower.draw(tmp_path, TOY.tower, 1)
+    alone = list(tower.batches(tmp_path, TOY.tower, 0, 6, Group()))
+    resumed = list(tower.batches(tmp_path, TOY.tower, 4, 6, Group()))
+    for whole, again in zip(alone[4:], resumed, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    shares = [list(tower.batches(tmp_path, TOY.tower, 0, 1, Group(rank, 2)))[0] for rank in (0, 1)]
+    counts = torch.cat([pictures for _, _, pictures in shares])
+    assert sorted(counts.tolist()) == sorted(alone[0][2].tolist())
 
 
 def test_mirroring_labels_twice_gives_them_back_and_once_swaps_left_and_right() -> None:

@@ -11,10 +11,10 @@ import click
 
 @click.group(invoke_without_command=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the build.")
-@click.option("--workers", type=int, default=os.cpu_count(), help="Processes that draw scenes.")
+@click.option("--workers", type=int, default=os.cpu_count(), help="Processes that draw and train.")
 @click.pass_context
 def main(context: click.Context, output: Path | None, workers: int) -> None:
-    """Make the bundled model from nothing: about five hours on two CPU cores, resumable."""
+    """Make the bundled model from nothing: some hours on two CPU cores, resumable."""
     if context.invoked_subcommand:
         return
     if output is None:
