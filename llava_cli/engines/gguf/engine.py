@@ -141,9 +141,8 @@ class GgufEngine:
             return
 
         def make(slots: int) -> Context:
-            return Context(
-                text, self.setup.context, self._interrupt, sequences=slots, unified=False
-            )
+            settings = self.setup.context_for(slots)
+            return Context(text, settings, self._interrupt, sequences=slots, unified=False)
 
         def slots(positions: int) -> int:
             return slots_for(positions, self.setup.context, self.files)

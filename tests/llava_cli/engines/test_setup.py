@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,30 @@ def test_defaults_are_exact_for_float32_models_and_fast_for_others(folder: Path)
     exact, fast = chosen(str(folder)).context, chosen(None).context
     assert (exact.kv_type, exact.flash_attention) == ("f32", context.FLASH_OFF)
     assert (fast.kv_type, fast.flash_attention) == ("f16", context.FLASH_AUTO)
+
+
+def test_many_at_once_do_without_flash_attention_unless_heads_are_shared_or_it_was_asked_for(
+    folder: Path,
+) -> None:
+    def chosen(flash: bool | None = None, kv_type: str | None = "f16", heads: int = 2) -> Setup:
+        files = models.resolve(str(folder))
+        config = {**files.config, "llama.attention.head_count_kv": heads}
+        return Setup.choose(
+            replace(files, config=config), device="cpu", threads=None, kv_type=kv_type,
+            flash_attention=flash, tuning=Tuning(),
+        )  # fmt: skip
+
+    def flash(setup: Setup, slots: int) -> int:
+        return setup.context_for(slots).flash_attention
+
+    automatic = replace(chosen().context, flash_attention=context.FLASH_AUTO)
+    own = replace(chosen(), context=automatic)
+    shared = replace(chosen(heads=1), context=automatic)
+    assert (flash(own, 8), flash(own, 9)) == (context.FLASH_AUTO, context.FLASH_OFF)
+    assert flash(shared, 16) == context.FLASH_AUTO
+    assert flash(chosen(flash=True), 16) == context.FLASH_ON
+    assert flash(chosen(kv_type="q8_0"), 16) == context.FLASH_AUTO
+    assert replace(own.context_for(16), flash_attention=context.FLASH_AUTO) == own.context
 
 
 def test_a_context_that_does_not_fit_doubled_grows_as_far_as_needed(
