@@ -96,22 +96,22 @@ def captions(
 
 
 def equal_answers(
-    bench: Any,
-    run: Callable[[list[str], Path], Any],
-    questions: Sequence[str],
-    picture: Path,
-    count: int,
+    bench: Any, run: Callable[[list[str], Path], Any], questions: Sequence[str], count: int
 ) -> Iterator[tuple[str, bool]]:
-    """Questions to us and to llama-mtmd-cli with the same kernels, and whether they agree.
-
-    `picture` must have the model's own size: each program resizes in its own way. llama-mtmd-cli
-    writes from another thread and may end before its last words are out: what it wrote is compared.
-    """
+    """Questions to us and to llama-mtmd-cli with the same kernels, and whether they agree."""
     for question in questions:
-        theirs = run(mtmd(bench, picture, question, count, BEST_FLAGS), bench.home).text.strip()
-        asked = bench.llava(str(picture), question, "--max-tokens", str(count))
-        ours = run(asked, bench.home).text.strip()
-        yield question, bool(theirs) and ours.startswith(theirs)
+        theirs = run(mtmd(bench, bench.square, question, count, BEST_FLAGS), bench.home)
+        asked = bench.llava(str(bench.square), question, "--max-tokens", str(count))
+        yield question, equal(run(asked, bench.home), theirs)
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """Whether two runs answered alike.
+
+    llama-mtmd-cli writes from another thread and may end before its last words are out: what it
+    wrote is compared.
+    """
+    return bool(theirs.text.strip()) and ours.text.strip().startswith(theirs.text.strip())
 
 
 def ratios(ours: Mapping[str, float], theirs: Mapping[str, float], count: int) -> Iterator[str]:
