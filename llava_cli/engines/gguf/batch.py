@@ -5,7 +5,8 @@ other, for they fill the processor on their own; question tails and single token
 read together, which is what costs little more for sixteen than for one. When an answer ends, or
 nobody waits for it any more, the next conversation takes its slot while the others go on. What all
 conversations begin with is read once; a slot that begins like another (two questions about one
-picture) copies its state.
+picture) copies its state. Where another kind of context reads prompts quicker than the slots' own,
+they are read there and moved.
 
 Not here: what a prompt is made of (`engine.py`), how a token is chosen (`answer.py`).
 """
@@ -24,6 +25,7 @@ from llava_cli.engines.base import Audience, Sampling, Token
 from llava_cli.engines.gguf.context import Context, Logits
 from llava_cli.engines.gguf.layout import Cell
 from llava_cli.engines.gguf.prompt import Prompt, Reader
+from llava_cli.engines.gguf.transposed import Mover
 from llava_cli.errors import LlavaError, OutOfMemory
 
 MOST_SLOTS = 16
@@ -64,19 +66,24 @@ class Batch:
     def __init__(
         self,
         reader: Reader,
-        make_context: Callable[[int], Context],
+        make_contexts: Callable[[int], tuple[Context, Context | None]],
         asked: Sequence[tuple[int, Conversation, Sampling]],
         slots: Callable[[int], int],
         audience: Audience | None = None,
     ) -> None:
-        """`asked`: each with its index; `slots` tells how many sequences of so many positions
-        memory bears."""
+        """`make_contexts`: one of so many slots, and one with flash attention if prompts are to
+        be read in another; `asked`: each with its index; `slots` tells how many sequences of so
+        many positions memory bears.
+        """
         self._reader = reader
-        self._make_context = make_context
+        self._make_contexts = make_contexts
         self._slots_for = slots
         self._audience = audience
         self._waiting = deque(asked)
         self._context: Context | None = None
+        self._apart: Context | None = None
+        """Where prompts are read that are then moved to their slot."""
+        self._mover = Mover()
         self._active: dict[int, _Slot] = {}
         self._prompts: dict[int, Prompt] = {}
         self._shared = _Shared()
@@ -114,9 +121,10 @@ class Batch:
 
     def close(self) -> None:
         """Free the context; a second call does nothing."""
-        if self._context is not None:
-            self._context.close()
-        self._context = None
+        for context in (self._context, self._apart):
+            if context is not None:
+                context.close()
+        self._context = self._apart = None
 
     def _drop_unwanted(self) -> None:
         """Whoever has gone leaves slot and place; what its slot has read may serve another."""
@@ -166,7 +174,7 @@ class Batch:
         positions = max([positions, *(room for _, room in self._ahead())])
         slots = self._slots(positions)
         while True:
-            self._context = self._make_context(slots)
+            self._context, self._apart = self._make_contexts(slots)
             try:
                 self._context.reserve(positions, prompt.tiles)
                 return self._context
@@ -195,12 +203,14 @@ class Batch:
         """Read the prompt of the conversation whose turn it is, up to its tail of text."""
         started = time.perf_counter()
         before = self._reader.pictures.spent
-        context.reserve(context.capacity, prompt.tiles)
-        reused = self._copied_beginning(context, slot, prompt)
-        end = prompt.last_picture_end
-        if end > reused:
-            self._reader.read(context, slot, prompt, reused, end)
-        done = max(end, reused)
+        reused = self._read_apart(context, slot, prompt)
+        if reused is None:
+            context.reserve(context.capacity, prompt.tiles)
+            reused = self._copied_beginning(context, slot, prompt)
+            end = prompt.last_picture_end
+            if end > reused:
+                self._reader.read(context, slot, prompt, reused, end)
+        done = len(context.cells[slot])
         after = self._reader.pictures.spent
         return _Slot(
             index=index,
@@ -213,6 +223,27 @@ class Batch:
             hit=after[2] == before[2],
             reused=reused,
         )
+
+    def _read_apart(self, context: Context, slot: int, prompt: Prompt) -> int | None:
+        """Read all but the last position where that is quicker, and move it to the slot.
+
+        How many positions were known there; None where the slot itself is to read.
+        """
+        apart, cells = self._apart, prompt.cells[:-1]
+        if apart is None or not cells:
+            return None
+        known = max(_common(others, cells) for others in context.cells)
+        if known >= max(prompt.last_picture_end, _WORTH_COPYING):  # little is left to read
+            return None
+        apart.reserve(len(cells), prompt.tiles)
+        known = apart.keep(cells)
+        if known < len(cells):
+            self._reader.read(apart, 0, prompt, known, len(cells))
+        if self._mover.move(apart, context, slot):
+            return known
+        apart.close()  # not as this llama.cpp does it
+        self._apart = None
+        return None
 
     def _copied_beginning(self, context: Context, slot: int, prompt: Prompt) -> int:
         """Let a slot begin like another one or like all of them; how many positions that are."""

@@ -193,11 +193,13 @@ class Context:
 
     def state(self, sequence: int) -> memoryview:
         """What was read of a sequence, for `restore`: bytes (N,)."""
-        size = self.state_bytes(sequence)
-        buffer = np.empty(size, np.uint8)  # not zeroed: it may be hundreds of megabytes
+        buffer = np.empty(self.state_bytes(sequence), np.uint8)  # not zeroed: it may be large
+        return memoryview(buffer.data)[: self.write_state(sequence, buffer)]
+
+    def write_state(self, sequence: int, buffer: npt.NDArray[np.uint8]) -> int:
+        """Write a sequence's state at the beginning of a buffer (N,); how many bytes it took."""
         data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = lib.llama_state_seq_get_data(self._context, data, size, sequence)
-        return memoryview(buffer.data)[:written]
+        return int(lib.llama_state_seq_get_data(self._context, data, buffer.size, sequence))
 
     def state_bytes(self, sequence: int) -> int:
         """How large `state` is."""

@@ -140,9 +140,12 @@ class GgufEngine:
                     yield index, token
             return
 
-        def make(slots: int) -> Context:
+        def make(slots: int) -> tuple[Context, Context | None]:
             settings = self.setup.context_for(slots)
-            return Context(text, settings, self._interrupt, sequences=slots, unified=False)
+            context = Context(text, settings, self._interrupt, sequences=slots, unified=False)
+            if settings == self.setup.context:
+                return context, None
+            return context, Context(text, self.setup.context, self._interrupt, sequences=1)
 
         def slots(positions: int) -> int:
             return slots_for(positions, self.setup.context, self.files)
