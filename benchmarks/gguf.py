@@ -304,6 +304,8 @@ def main() -> int:
     if parser.parse_args().quick:
         parser.set_defaults(**QUICK)
     options = parser.parse_args()
+    if options.llama and not (options.llama / "llama-mtmd-cli").exists():
+        parser.error(f"no llama-mtmd-cli in {options.llama}; --build DIR builds it")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     shape = random_models.SHAPES[options.shape]
     text, mmproj = random_models.make(shape, options.work, f"random-{options.shape}")

@@ -71,9 +71,9 @@ class Batch:
         slots: Callable[[int], int],
         audience: Audience | None = None,
     ) -> None:
-        """`make_contexts`: one of so many slots, and one with flash attention if prompts are to
-        be read in another; `asked`: each with its index; `slots` tells how many sequences of so
-        many positions memory bears.
+        """`make_contexts`: one of so many slots, and one of one sequence where prompts are read
+        quicker, if there is such; `asked`: each with its index; `slots` tells how many sequences of
+        so many positions memory bears.
         """
         self._reader = reader
         self._make_contexts = make_contexts
@@ -235,13 +235,16 @@ class Batch:
         known = max(_common(others, cells) for others in context.cells)
         if known >= max(prompt.last_picture_end, _WORTH_COPYING):  # little is left to read
             return None
-        apart.reserve(len(cells), prompt.tiles)
-        known = apart.keep(cells)
-        if known < len(cells):
-            self._reader.read(apart, 0, prompt, known, len(cells))
-        if self._mover.move(apart, context, slot):
-            return known
-        apart.close()  # not as this llama.cpp does it
+        try:
+            apart.reserve(len(cells), prompt.tiles)
+            known = apart.keep(cells)
+            if known < len(cells):
+                self._reader.read(apart, 0, prompt, known, len(cells))
+            if self._mover.move(apart, context, slot):
+                return known
+        except (OutOfMemory, MemoryError):  # the slots can do without
+            pass
+        apart.close()
         self._apart = None
         return None
 
