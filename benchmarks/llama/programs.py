@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ PROGRAMS = ("llama-mtmd-cli", "llama-server", "llama-bench")
 BEST_FLAGS = ("--no-repack", "--no-warmup")
 FLAGS: dict[str, tuple[str, ...]] = {"": (), " best": BEST_FLAGS}
 PORT = 18089
+STARTED = ", its start included"
 EQUAL_QUESTIONS = ("What is this?", "What is unusual here?", "Describe the image in detail.")
 
 LIMITS: dict[str, tuple[tuple[str, float], ...]] = {
@@ -89,9 +91,8 @@ def captions(
         walls = [run(mtmd(bench, p, question, count, flags), bench.home).wall_s for p in some]
         found[f"mtmd{name} loop, wall s"] = statistics.mean(walls) * len(bench.pictures)
     for name, flags in FLAGS.items():
-        found[f"server{name}, wall s"] = min(
-            _server(bench, question, count, slots, flags) for slots in bench.slots
-        )
+        best = min(_server(bench, question, count, slots, flags) for slots in bench.slots)
+        found[f"server{name}, wall s"], found[f"server{name}{STARTED}, wall s"] = best
     return found
 
 
@@ -121,7 +122,13 @@ def ratios(ours: Mapping[str, float], theirs: Mapping[str, float], count: int) -
         ("mtmd loop, wall s", 0.4),
         ("mtmd best loop, wall s", 0.8),
     )
-    limits[f"{count} captions, wall s "] = (("server, wall s", 0.7), ("server best, wall s", 1.0))
+    limits[f"{count} captions, wall s "] = (
+        ("server, wall s", 0.7),
+        ("server best, wall s", 1.0),
+        # we have to start, too: nothing is promised beside this
+        (f"server{STARTED}, wall s", math.inf),
+        (f"server best{STARTED}, wall s", math.inf),
+    )
     limits[f"{count} captions, --image-tokens 144, wall s"] = (
         ("server, wall s", 0.32),
         ("server best, wall s", 0.5),
@@ -133,7 +140,8 @@ def ratios(ours: Mapping[str, float], theirs: Mapping[str, float], count: int) -
                 good = ratio >= bound if "tokens/s" in name else ratio <= bound
                 sign = "≥" if "tokens/s" in name else "≤"
                 kept = "" if good else "  MISSED"
-                yield f"{ratio:10.3f}  {sign} {bound:4}  {name.strip()} / {other}{kept}"
+                limit = f"{sign} {bound:4}" if bound < math.inf else " " * 6
+                yield f"{ratio:10.3f}  {limit}  {name.strip()} / {other}{kept}"
 
 
 def mtmd(bench: Any, picture: Path, question: str, count: int, flags: tuple[str, ...]) -> list[str]:
@@ -160,21 +168,26 @@ def _bench(bench: Any, name: str, count: int, flags: tuple[str, ...]) -> dict[st
     return {f"{name} {kinds[row['n_gen'] == 0]}": float(row["avg_ts"]) for row in rows}
 
 
-def _server(bench: Any, question: str, count: int, slots: int, flags: tuple[str, ...]) -> float:
-    """Wall seconds for all pictures, asked at once; the server is loaded before."""
+def _server(
+    bench: Any, question: str, count: int, slots: int, flags: tuple[str, ...]
+) -> tuple[float, float]:
+    """Wall seconds for all pictures, asked at once: of the server when it is ready, and with its
+    start."""
     room = 768 * slots
     command = [
         str(bench.llama / "llama-server"), "-m", str(bench.text), "--mmproj", str(bench.mmproj),
         "--port", str(PORT), "--parallel", str(slots), "-c", str(room), "-t", str(bench.threads),
         "--jinja", *flags,
     ]  # fmt: skip
+    started = time.perf_counter()
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(server)
-        started = time.perf_counter()
+        ready = time.perf_counter()
         with ThreadPoolExecutor(len(bench.pictures)) as pool:
             list(pool.map(lambda p: _ask_server(p, question, count), bench.pictures))
-        return time.perf_counter() - started
+        answered = time.perf_counter()
+        return answered - ready, answered - started
     finally:
         server.terminate()
         server.wait()
