@@ -122,7 +122,7 @@ class History:
             return
         if self._version() > VERSION:
             raise LlavaError(f"{self.path}: was written by a newer llava", "update llava")
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._write_ahead()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             if self._version() == 0:  # not made by another process meanwhile
@@ -133,6 +133,18 @@ class History:
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
+
+    def _write_ahead(self) -> None:
+        """Change to WAL mode; SQLite does not wait by itself where another process is writing."""
+        until = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(0.01)
 
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])

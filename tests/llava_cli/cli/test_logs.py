@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -190,3 +192,19 @@ def test_many_processes_at_once_all_are_remembered(llava: InProcess) -> None:
     assert [command.communicate(timeout=100)[1] for command in commands] == [b""] * 6
     prompts = {exchange["prompt"] for exchange in llava("logs", "list", "--json").json}
     assert prompts == {f"question {n}" for n in range(6)}
+
+
+def test_a_process_that_makes_the_history_at_this_moment_is_waited_for(
+    llava: InProcess, database: Path
+) -> None:
+    database.parent.mkdir(parents=True)
+    with contextlib.closing(
+        sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = threading.Timer(0.3, other.execute, ["COMMIT"])
+        done.start()
+        ran = llava("ask", "hi", script=["hello"])
+        done.join()
+    assert (ran.code, "not remembered" in ran.err) == (0, False)
+    assert [exchange["prompt"] for exchange in llava("logs", "list", "--json").json] == ["hi"]
