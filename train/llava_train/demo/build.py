@@ -40,7 +40,7 @@ class BuildSettings:
 
     scenes: int = 36_000
     stage1_samples: int = 8_000
-    rounds: int = 5
+    rounds: int = 4
     """Long samples a picture in stage 2, and as many short ones, each with other questions."""
     seed: int = 13
     tower: TowerSettings = TowerSettings()
