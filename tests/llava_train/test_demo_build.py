@@ -23,6 +23,7 @@ TOY = BuildSettings(
     scenes=8,
     stage1_samples=8,
     rounds=1,
+    searches=1,
     tower=tower.TowerSettings(
         scenes=32, steps=4, batch_size=16, hidden=32, layers=3, heads=2, ffn=64
     ),
@@ -32,6 +33,7 @@ TOY = BuildSettings(
     ),
     set_stage1=FEW_STEPS,
     set_stage2=FEW_STEPS,
+    set_stage2b=FEW_STEPS,
 )  # fmt: skip
 
 

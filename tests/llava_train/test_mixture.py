@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_train.demo.mixture import mix, short
+from llava_train.demo.mixture import mix, searches, short
 from llava_train.scenes import sample_scene
 
 SCENES, ROUNDS = 6, 2
@@ -21,7 +21,7 @@ def _mixed(folder: Path, seed: int = 1) -> list[dict[str, Any]]:
     ]
     scenes, out = folder / "scenes.jsonl", folder / "mixed.jsonl"
     scenes.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    assert mix(scenes, out, seed, ROUNDS) == 2 * ROUNDS * SCENES
+    assert mix(scenes, out, seed, ROUNDS, ("mixed", "short")) == 2 * ROUNDS * SCENES
     return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
 
 
@@ -43,6 +43,15 @@ def test_a_short_sample_begins_with_the_odd_one_out() -> None:
     turns = [short(sample_scene(7, i)[0], np.random.default_rng([3, i])) for i in range(40)]
     assert all(turn[0].topic == "unusual" for turn in turns)
     assert {"position", "color"} & {turn.topic for each in turns for turn in each}
+
+
+def test_a_search_begins_with_any_of_its_questions_and_ends_with_the_description() -> None:
+    turns = [searches(sample_scene(7, i)[0], np.random.default_rng([3, i])) for i in range(80)]
+    topics = [[turn.topic for turn in each] for each in turns]
+    assert {"color", "position", "unusual"} < {each[0] for each in topics}
+    described = [each for each in topics if "detail" in each]
+    assert 0 < len(described) < 40
+    assert all(each.index("detail") == len(each) - 1 for each in described)
 
 
 def test_a_seed_gives_the_same_samples_and_another_others(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ DIR/language  tokenizer and language model, from text alone
 DIR/tower     vision tower, from dense labels
 DIR/stage1    `llava train stage1`: the connector alone
 DIR/stage2    `llava train stage2`: connector and language model
+DIR/stage2b   the same on questions that have to be searched for, learnt last
 DIR/final     llava-hf in float16, GGUF text and mmproj: what the package carries
 """
 
@@ -42,11 +43,14 @@ class BuildSettings:
     stage1_samples: int = 8_000
     rounds: int = 4
     """Long samples a picture in stage 2, and as many short ones, each with other questions."""
+    searches: int = 5
+    """Samples a picture in stage 2b, where every question is a search through it."""
     seed: int = 13
     tower: TowerSettings = TowerSettings()
     language: LanguageSettings = LanguageSettings()
     set_stage1: tuple[str, ...] = ()
     set_stage2: tuple[str, ...] = ()
+    set_stage2b: tuple[str, ...] = ("lr=1.2e-3",)
 
 
 def build(out: Path, settings: BuildSettings, workers: int, note: Note) -> None:
@@ -60,6 +64,7 @@ def build(out: Path, settings: BuildSettings, workers: int, note: Note) -> None:
         ("scenes", lambda: _scenes(out, settings, workers)),
         ("stage1", lambda: _together(workers, _stage1, out, settings)),
         ("stage2", lambda: _together(workers, _stage2, out, settings)),
+        ("stage2b", lambda: _stage2b(out, settings, workers)),
         ("final", lambda: _final(out)),
     )
     for name, run in steps:
@@ -108,7 +113,8 @@ def _tower(out: Path, settings: BuildSettings, workers: int) -> None:
 def _scenes(out: Path, settings: BuildSettings, workers: int) -> None:
     folder = out / "scenes"
     write_scenes(folder, n=settings.scenes, seed=settings.seed, workers=workers)
-    mix(folder / "scenes.jsonl", folder / "mixed.jsonl", settings.seed, settings.rounds)
+    mixed = folder / "mixed.jsonl"
+    mix(folder / "scenes.jsonl", mixed, settings.seed, settings.rounds, ("mixed", "short"))
 
 
 def _say(text: str) -> None:
@@ -134,15 +140,26 @@ def _stage1(out: Path, settings: BuildSettings) -> None:
 
 
 def _stage2(out: Path, settings: BuildSettings) -> None:
+    _converse(out, "stage1", "stage2", "mixed", settings.set_stage2)
+
+
+def _stage2b(out: Path, settings: BuildSettings, workers: int) -> None:
+    folder = out / "scenes"
+    asked = folder / "searches.jsonl"
+    mix(folder / "scenes.jsonl", asked, settings.seed, settings.searches, ("search",))
+    _together(workers, _converse, out, "stage2", "stage2b", "searches", settings.set_stage2b)
+
+
+def _converse(out: Path, before: str, name: str, samples: str, changes: tuple[str, ...]) -> None:
     from llava_train.loop import train
 
     folder = out / "scenes"
     train(
-        override(load("demo-stage2"), settings.set_stage2),
-        from_run=out / "stage1",
-        data=[folder / "mixed.jsonl"],
+        override(load("demo-stage2"), changes),
+        from_run=out / before,
+        data=[folder / f"{samples}.jsonl"],
         images=folder,
-        output=out / "stage2",
+        output=out / name,
         note=_say,
     )
 
@@ -151,7 +168,7 @@ def _final(out: Path) -> None:
     """Export in float16 and convert; the folder is replaced as a whole."""
     final = out / "final"
     shutil.rmtree(final, ignore_errors=True)
-    shutil.copytree(out / "stage2" / "model", final / "model")
+    shutil.copytree(out / "stage2b" / "model", final / "model")
     # By the command: training and conversion know nothing of each other.
     command = [sys.executable, "-m", "llava_cli", "convert", str(final / "model"), "-o", str(final)]
     types = ["--outtype", "q8_0", "--mmproj-outtype", "q8_0", "--no-card"]

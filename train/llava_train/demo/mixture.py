@@ -3,14 +3,16 @@
 A picture comes back several times, each time with other questions: more pictures cost more to
 draw and to read, more questions cost nothing. The odd one out can be asked once a sample only (the
 second answer would be copied from the first), so a short sample about it follows each long one.
+The last samples are searches alone: a colour by its shape is learnt last, and in a long sample
+mostly copied from an earlier answer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from llava_train.scene_files import sample
 from llava_train.scene_questions import RATES, conversation, detail, reasoning
 from llava_train.scene_wording import Turn, as_typed
 from llava_train.scenes import Scene
+
+Kind = Literal["mixed", "short", "search"]
+"""The kinds of samples: all questions, the odd one out first, searches in any order."""
 
 ASKED = RATES | {
     "count of a kind": 0.7,
@@ -39,29 +44,42 @@ FIRST = {"reasoning": 0.2, "detail": 0.08, "conversation": 0.72}
 """How often a kind opens a sample: the first turn is the one that people ask most."""
 DETAIL_LATER = 0.3
 """How often a description ends a sample that did not begin with it: it gives all answers away."""
+SEARCHED = {
+    "color": 2.0,
+    "position": 0.7,
+    "position by one": 0.7,
+    "presence": 0.5,
+    "content of a place": 0.3,
+    "size": 0.4,
+}
+"""What the last samples ask, in any order: most answers are in no earlier one."""
+UNUSUAL_SEARCHED, DETAIL_SEARCHED = 0.7, 0.15
+"""How often those ask for the odd one out, and for a description at their end."""
 
 
-def mix(scenes: Path, out: Path, seed: int, rounds: int) -> int:
-    """Write `rounds` long and as many short samples a picture of `scenes.jsonl`.
+def mix(scenes: Path, out: Path, seed: int, rounds: int, kinds: Sequence[Kind]) -> int:
+    """Write `rounds` samples of each of `kinds` for every picture of `scenes.jsonl`.
 
     Returns their number.
     """
     lines = [json.loads(line) for line in scenes.read_text("utf-8").splitlines()]
     aside = out.with_suffix(".part")
     with aside.open("w", encoding="utf-8") as file:
-        for row in _rows(lines, seed, rounds):
+        for row in _rows(lines, seed, rounds, kinds):
             file.write(json.dumps(row) + "\n")
     aside.replace(out)
-    return 2 * len(lines) * rounds
+    return len(lines) * rounds * len(kinds)
 
 
-def _rows(lines: list[dict[str, Any]], seed: int, rounds: int) -> Iterator[dict[str, Any]]:
+def _rows(
+    lines: list[dict[str, Any]], seed: int, rounds: int, kinds: Sequence[Kind]
+) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(lines):
         scene = Scene.from_record(record)
         for round_ in range(rounds):
-            for kind, turns in (("mixed", dialogue), ("short", short)):
-                rng = np.random.default_rng([seed, number, round_, kind == "short"])
-                asked = [(as_typed(t.question, rng), t.answer) for t in turns(scene, rng)]
+            for kind in kinds:
+                rng = np.random.default_rng([seed, number, round_, list(KINDS).index(kind)])
+                asked = [(as_typed(t.question, rng), t.answer) for t in KINDS[kind](scene, rng)]
                 yield sample(record["image"], f"{kind}{round_}", asked)
 
 
@@ -82,3 +100,19 @@ def dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     middle = [turn for i in rng.permutation(len(exchanges)) for turn in exchanges[i]]
     ending = [detail(scene, rng)] if first != "detail" and rng.random() < DETAIL_LATER else []
     return [*opening, *middle, *ending]
+
+
+def searches(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """One sample's turns, in any order: the odd one out, and what else has to be searched for."""
+    exchanges = [[turn] for turn in conversation(scene, rng, SEARCHED)]
+    if rng.random() < UNUSUAL_SEARCHED or not exchanges:
+        exchanges.append(reasoning(scene, rng))
+    shuffled = [turn for i in rng.permutation(len(exchanges)) for turn in exchanges[i]]
+    return [*shuffled, *([detail(scene, rng)] if rng.random() < DETAIL_SEARCHED else [])]
+
+
+KINDS: dict[Kind, Callable[[Scene, np.random.Generator], list[Turn]]] = {
+    "mixed": dialogue,
+    "short": short,
+    "search": searches,
+}
