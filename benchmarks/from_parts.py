@@ -35,7 +35,7 @@ import torch
 
 from llava_train.assemble import Parts, assemble
 from llava_train.demo.evaluate import Measure, evaluate
-from llava_train.demo.mixture import mix
+from llava_train.demo.mixture import Kind, mix
 from llava_train.export import export
 from llava_train.recipe import load
 from llava_train.stepping import autocast, tower_features
@@ -129,7 +129,8 @@ def draw(run: Run) -> None:
 
     folder = run.out / "scenes"
     write_scenes(folder, n=run.scenes, seed=SEED, workers=os.cpu_count() or 1)
-    mix(folder / "scenes.jsonl", folder / "mixed.jsonl", SEED, run.rounds)
+    kinds: tuple[Kind, ...] = ("mixed", "short")
+    mix(folder / "scenes.jsonl", folder / "mixed.jsonl", SEED, run.rounds, kinds)
     for name, count in (("stage1.json", 1280), ("mixed.jsonl", 640)):
         text = (folder / name).read_text("utf-8")
         if name.endswith(".json"):

@@ -11,8 +11,10 @@ Not here: what is worth keeping, which the engines know; it is decided with `wor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -33,9 +35,10 @@ _ASIDE = ".tmp"
 _ABANDONED_S = 3600.0
 """A file aside of this age belongs to a process that was killed."""
 _PIECE = 4 << 20
-"""Bytes that are written in one go."""
+"""Bytes that are digested or written in one go."""
 _KEEP_FREE = 1 << 30
 """Bytes of the disk that are left to others."""
+_NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True)
@@ -140,18 +143,28 @@ class DiskCache:
 
         `given_up` is asked every few megabytes whether to leave it.
         """
+        draft = self.draft(kind, key, meta, payload.nbytes)
+        if draft is None:
+            return False
+        draft.payload[:] = payload
+        return draft.keep(given_up)
+
+    def draft(
+        self, kind: str, key: Mapping[str, Any], meta: Mapping[str, Any], size: int
+    ) -> Draft | None:
+        """An entry of `size` bytes to be filled and kept; None where that is not possible."""
         header = json.dumps(
-            {"kind": kind, "key": key, "versions": self._versions, "meta": meta,
-             "bytes": payload.nbytes}, sort_keys=True,
-        ).encode()  # fmt: skip
-        size = len(_MAGIC) + _DIGEST + _HEADER.size + len(header) + payload.nbytes
+            {"kind": kind, "key": key, "versions": self._versions, "meta": meta, "bytes": size},
+            sort_keys=True,
+        ).encode()
+        head = _MAGIC + bytes(_DIGEST) + _HEADER.pack(len(header)) + header
         try:
-            if not self._ready(make=True) or not self._make_room(size):
-                return False
-            return self._write(self._path(kind, key), header, payload, given_up)
+            if not self._ready(make=True) or not self._make_room(len(head) + size):
+                return None
+            return Draft(self._path(kind, key), head, size, self._report)
         except (OSError, MemoryError) as error:
             self._report(f"the cache cannot be written: {_reason(error)}")
-            return False
+            return None
 
     def entries(self) -> list[Entry]:
         """All entries, the one used last first."""
@@ -221,29 +234,79 @@ class DiskCache:
             total -= entry.bytes
         return shutil.disk_usage(self.folder).free >= size + _KEEP_FREE
 
-    def _write(
-        self, path: Path, header: bytes, payload: memoryview, given_up: Callable[[], bool]
-    ) -> bool:
-        """Aside, then renamed. Not fsynced: the checksum finds what a power cut leaves."""
-        aside = path.with_name(f"{path.stem}-{secrets.token_hex(8)}{_ASIDE}")
-        length = _HEADER.pack(len(header))
-        digest = hashlib.sha256(length + header)
+
+class Draft:
+    """An entry that is being made: its payload is filled, and it is kept or dropped.
+
+    The payload is the file's own memory where the system can promise its room on the disk
+    (without that, a full disk would end the process): so nothing is copied once more. Every page
+    of such a copy would be new, and new pages cost several times what copying does.
+    """
+
+    def __init__(self, path: Path, head: bytes, size: int, report: Callable[[str], None]) -> None:
+        self._path = path
+        self._aside = path.with_name(f"{path.stem}-{secrets.token_hex(8)}{_ASIDE}")
+        self._report = report
+        in_file = _file_memory(self._aside, len(head) + size)
+        self._written = in_file is not None
+        self._whole = memoryview(in_file or mmap.mmap(-1, len(head) + size))
+        self._whole[: len(head)] = head
+        self.payload = self._whole[len(head) :]
+        """Bytes (size,), writable."""
+
+    def keep(self, given_up: Callable[[], bool] = lambda: False) -> bool:
+        """Make it an entry; False where that was not possible or `given_up`, asked every few
+        megabytes, says to leave it. Not fsynced: the checksum finds what a power cut leaves."""
+        covered = len(_MAGIC) + _DIGEST
+        digest = hashlib.sha256()
         try:
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                file.writelines((_MAGIC, bytes(_DIGEST), length, header))
-                for start in range(0, payload.nbytes, _PIECE):
-                    if given_up():
-                        return False
-                    piece = payload[start : start + _PIECE]
-                    digest.update(piece)
-                    file.write(piece)
-                file.seek(len(_MAGIC))
-                file.write(digest.digest())
-            aside.replace(path)
+            for piece in _pieces(self._whole[covered:]):
+                if given_up():
+                    return False
+                digest.update(piece)
+            self._whole[len(_MAGIC) : covered] = digest.digest()
+            if not self._written and not self._write(given_up):
+                return False
+            self._aside.replace(self._path)
             return True
+        except (OSError, MemoryError) as error:
+            self._report(f"the cache cannot be written: {_reason(error)}")
+            return False
         finally:
-            aside.unlink(missing_ok=True)
+            self.drop()
+
+    def drop(self) -> None:
+        """Leave nothing of what is not kept."""
+        with contextlib.suppress(OSError):
+            self._aside.unlink(missing_ok=True)
+
+    def _write(self, given_up: Callable[[], bool]) -> bool:
+        with open(os.open(self._aside, _NEW | os.O_WRONLY, 0o600), "wb") as file:
+            for piece in _pieces(self._whole):
+                if given_up():
+                    return False
+                file.write(piece)
+        return True
+
+
+def _pieces(memory: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(memory), _PIECE):
+        yield memory[start : start + _PIECE]
+
+
+def _file_memory(path: Path, size: int) -> mmap.mmap | None:
+    """The memory of a new file of `size` bytes; None, and no file, where it cannot be had."""
+    if not hasattr(os, "posix_fallocate"):
+        return None
+    descriptor = os.open(path, _NEW | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        return mmap.mmap(descriptor, size)
+    except OSError:  # no room, or a file system that cannot: writing tells which
+        path.unlink(missing_ok=True)
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _read(

@@ -147,6 +147,37 @@ def test_a_disk_that_refuses_is_a_note(tmp_path: Path, monkeypatch: pytest.Monke
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_draft_is_the_files_own_memory_or_written_where_its_room_is_not_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    store = cache(tmp_path, notes=notes)
+    in_file = store.draft("state", KEY, {}, 7)
+    assert in_file is not None
+    in_file.payload[:] = b"in file"
+    aside = [path.read_bytes()[-7:] for path in store.folder.iterdir()]
+    assert aside == ([b"in file"] if hasattr(os, "posix_fallocate") else [])
+    assert in_file.keep() and payload(store, KEY) == b"in file"
+
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    written = store.draft("state", KEY, {}, 7)
+    assert written is not None
+    written.payload[:] = b"written"
+    assert written.keep() and payload(store, KEY) == b"written"
+    assert notes == [] and len(list(store.folder.iterdir())) == 1
+
+
+def test_a_draft_that_is_dropped_leaves_nothing(tmp_path: Path) -> None:
+    store = cache(tmp_path)
+    draft = store.draft("state", KEY, {}, 100)
+    assert draft is not None
+    draft.drop()
+    assert list(store.folder.iterdir()) == []
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners are POSIX's")
 def test_somebody_elses_folder_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llava_cli.cache import DiskCache
+import numpy as np
+
+from llava_cli.cache import DiskCache, Draft
 from llava_cli.engines.base import Token
 from llava_cli.engines.gguf.context import Context
 from llava_cli.engines.gguf.layout import Cell
@@ -93,15 +95,28 @@ class States:
             return None
         context.copy(0, _SNAPSHOT, end)
         try:
-            state = context.state(_SNAPSHOT)
-        except MemoryError:  # the answer does not need this
-            return None
+            entry = self._draft(context, key, end)
         finally:
             context.forget(_SNAPSHOT)
-        entry = (KIND, key, {"positions": end}, state, over.is_set)
-        writing = threading.Thread(target=self._cache.put, args=entry, name="llava-state")
+        if entry is None:  # the answer does not need it
+            return None
+        writing = threading.Thread(target=entry.keep, args=(over.is_set,), name="llava-state")
         writing.start()
         return writing
+
+    def _draft(self, context: Context, key: Mapping[str, Any], end: int) -> Draft | None:
+        """An entry with the snapshot's state in it, not yet kept."""
+        size = context.state_bytes(_SNAPSHOT)
+        entry = self._cache.draft(KIND, key, {"positions": end}, size)
+        if entry is None:
+            return None
+        written = 0
+        try:
+            written = context.write_state(_SNAPSHOT, np.frombuffer(entry.payload, np.uint8))
+        finally:
+            if written != size:
+                entry.drop()
+        return entry if written == size else None
 
     def _key(self, cells: Sequence[Cell]) -> dict[str, Any]:
         digest = hashlib.sha256()

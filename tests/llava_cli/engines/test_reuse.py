@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from llava_cli import models
-from llava_cli.cache import Costs, DiskCache
+from llava_cli.cache import Costs, DiskCache, Draft
 from llava_cli.conversation import Conversation, Message
 from llava_cli.engines.base import Sampling, Stats
 from llava_cli.engines.gguf.engine import GgufEngine
@@ -166,19 +166,18 @@ def test_a_later_run_reads_only_what_stands_behind_the_picture(load: Load, tmp_p
 
 
 def test_what_was_read_is_on_the_disk_with_the_answers_last_token_but_not_of_a_broken_off_one(
-    load: Load, tmp_path: Path
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = cache(tmp_path)
-    put, held = store.put, threading.Event()
+    keep, held = Draft.keep, threading.Event()
 
-    def slow(kind: str, *rest: Any) -> bool:
-        if kind == "state":
+    def slow(draft: Draft, *rest: Any) -> bool:
+        if threading.current_thread().name == "llava-state":
             held.wait()
-        return put(kind, *rest)
+        return keep(draft, *rest)
 
     engine = load(store)
-    assert engine._states is not None
-    engine._states._cache.put = slow  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(Draft, "keep", slow)
     broken_off = engine.generate(asking(PICTURES[0], QUESTION), Sampling(max_tokens=20))
     next(broken_off)
     next(broken_off)  # the state is being written
@@ -234,7 +233,7 @@ def test_a_spoiled_file_never_changes_an_answer(load: Load, tmp_path: Path, kind
     if kind == "picture":
         paths["state"].unlink()
     later = load(store)
-    later._states._cache.put = lambda *_: False  # type: ignore[union-attr,method-assign]
+    later._states._cache.draft = lambda *_: None  # type: ignore[union-attr,method-assign]
     count = 0
     for data in spoiled(whole):
         paths[kind].write_bytes(data)

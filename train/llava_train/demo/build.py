@@ -43,8 +43,8 @@ class BuildSettings:
     stage1_samples: int = 8_000
     rounds: int = 4
     """Long samples a picture in stage 2, and as many short ones, each with other questions."""
-    searches: int = 5
-    """Samples a picture in stage 2b, where every question is a search through it."""
+    searches: int = 3
+    """Samples a picture in stage 2b that search through it, and as many about the odd one first."""
     seed: int = 13
     tower: TowerSettings = TowerSettings()
     language: LanguageSettings = LanguageSettings()
@@ -146,7 +146,8 @@ def _stage2(out: Path, settings: BuildSettings) -> None:
 def _stage2b(out: Path, settings: BuildSettings, workers: int) -> None:
     folder = out / "scenes"
     asked = folder / "searches.jsonl"
-    mix(folder / "scenes.jsonl", asked, settings.seed, settings.searches, ("search",))
+    seed = settings.seed + 1  # other questions than before
+    mix(folder / "scenes.jsonl", asked, seed, settings.searches, ("short", "search"))
     _together(workers, _converse, out, "stage2", "stage2b", "searches", settings.set_stage2b)
 
 
